@@ -1,0 +1,1 @@
+"""The node's side of the link, and the codec both sides share."""

@@ -1,0 +1,139 @@
+"""What a front door sends to its client, and the errors it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tidegate.routing.domain.chat import FinishReason, Timings, Unit, Usage
+from tidegate.routing.domain.node import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes and what was expected of it. Predictions are milliseconds."""
+
+    node_id: str
+    node_name: str
+    tier: Tier
+    model: str
+    variant_digest: str
+    quantization: str = ""
+    predicted_ttft_ms: float = 0.0
+    predicted_tpot_ms: float = 0.0
+    predicted_total_ms: float = 0.0
+    p_meet: float = 1.0
+    p_good: float = 1.0
+    expected_cached_tokens: int = 0
+    at_risk: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One node that was looked at."""
+
+    route: Route
+    qualified: bool
+    cost_per_mtoken: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Reasons of a decision: at most 16 candidates, best first, and nodes removed per filter."""
+
+    candidates: tuple[Candidate, ...] = ()
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    difficulty: float = 0.0
+    decision_ms: float = 0.0
+
+
+class BudgetOutcome(str, Enum):
+    MET = "met"
+    MISSED = "missed"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    route: Route
+    explanation: Explanation | None = None
+    resume_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Output tokens [first_index, first_index + count); `text` may be empty while text is held back."""
+
+    attempt_no: int
+    first_index: int
+    count: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    unit: Unit = Unit.TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The answer starts again from index 0; what came before is void."""
+
+    attempt_no: int
+    cause: str
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    budget: BudgetOutcome = BudgetOutcome.NONE
+    attempts: int = 1
+
+
+GenerateEvent = Accepted | Chunk | Restarted | Finished
+
+
+class Code(str, Enum):
+    """Error classes of the front doors; names are those of gRPC."""
+
+    INVALID_ARGUMENT = "invalid_argument"
+    UNAUTHENTICATED = "unauthenticated"
+    PERMISSION_DENIED = "permission_denied"
+    NOT_FOUND = "not_found"
+    ALREADY_EXISTS = "already_exists"
+    FAILED_PRECONDITION = "failed_precondition"
+    RESOURCE_EXHAUSTED = "resource_exhausted"
+    UNAVAILABLE = "unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+    UNIMPLEMENTED = "unimplemented"
+    INTERNAL = "internal"
+
+
+class ServeError(Exception):
+    """A request that gets an error instead of (the rest of) its answer.
+
+    `reason` is a stable UPPER_SNAKE word for programs, `message` a sentence for people without prompt
+    text, `retry_after_ms` when trying again later makes sense, `param` the offending field if one is.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        reason: str = "",
+        retry_after_ms: float | None = None,
+        param: str = "",
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason or code.name
+        self.retry_after_ms = retry_after_ms
+        self.param = param
+        self.details: Mapping[str, str] = dict(details or {})

@@ -1,0 +1,147 @@
+"""Nodes as the gateway knows them: what they announced, how loaded they are, what the operator says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Tier(str, Enum):
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+
+class ReplayClass(str, Enum):
+    """How far another node can take over a broken stream."""
+
+    NONE = "none"
+    TEXT = "text"
+    TOKENS = "tokens"
+
+
+class Health(str, Enum):
+    """Liveness, readiness and progress are three things; only READY takes work."""
+
+    READY = "ready"
+    NOT_READY = "not_ready"
+    SUSPECT = "suspect"
+    DRAINING = "draining"
+    STALLED = "stalled"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One model file. `digest` is its identity; `perplexity` is None when it was never measured."""
+
+    model: str
+    digest: str
+    quantization: str = ""
+    context_tokens: int = 2048
+    perplexity: float | None = None
+    capabilities: frozenset[str] = frozenset()
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Self-measured speeds. `decode` is ((batch_size, tokens/s per sequence), ...) ascending by batch size."""
+
+    prefill_tokens_per_s: float
+    decode: tuple[tuple[int, float], ...]
+    age_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a node says of itself when it registers. Tier, region, trust and cost are not its to say."""
+
+    node_id: str
+    boot_id: str
+    name: str
+    variants: tuple[Variant, ...]
+    slots: int
+    queue_limit: int
+    build: str
+    replay_class: ReplayClass
+    replay_digest: str
+    hardware_class: str
+    speeds: Speeds
+    direct_endpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLoad:
+    """A node's heartbeat. `last_work_seq` acknowledges this replica's work up to that number."""
+
+    running: int = 0
+    queued: int = 0
+    pending_prefill_tokens: int = 0
+    pending_decode_tokens: int = 0
+    free_cache_tokens: int = 0
+    last_work_seq: int = 0
+    ready: bool = True
+    progress_age_ms: float = 0.0
+    draining: bool = False
+    speeds: Speeds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What the operator asserts about a node."""
+
+    tier: Tier
+    region: str = ""
+    trust: str = "standard"
+    cost_per_mtoken: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Work this replica sent and the node has not acknowledged yet."""
+
+    requests: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """One node inside a snapshot.
+
+    `prefix_blocks` holds the names of warm prefix blocks; `session_tokens` the warm tokens per session id.
+    """
+
+    announcement: Announcement
+    binding: Binding
+    load: NodeLoad
+    health: Health
+    rtt_ms: float
+    linked_here: bool = True
+    in_flight: InFlight = InFlight()
+    prefix_blocks: frozenset[bytes] = frozenset()
+
+    @property
+    def node_id(self) -> str:
+        return self.announcement.node_id
+
+    @property
+    def speeds(self) -> Speeds:
+        return self.load.speeds or self.announcement.speeds
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHint:
+    """Where the last turn of a session ran and how many tokens of it (prompt and answer) are warm there."""
+
+    node_id: str
+    variant_digest: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The immutable view one decision is taken on."""
+
+    nodes: tuple[NodeState, ...] = ()
+    by_id: Mapping[str, NodeState] = field(default_factory=dict)

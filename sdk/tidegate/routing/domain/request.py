@@ -1,0 +1,90 @@
+"""A request inside the programs, and the smaller view of it that routing decides on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tidegate.routing.domain.chat import Budget, Message, Sampling
+from tidegate.routing.domain.node import SessionHint
+
+
+class Placement(str, Enum):
+    ANY = "any"
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+
+class OnMiss(str, Enum):
+    BEST_EFFORT = "best_effort"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One request at a front door. Exactly one of `messages` and `prompt` is set.
+
+    `remaining_ms` is the hard deadline as time left; None has none. `min_p_good` None takes the
+    operator's level, `data_class` "" the key's floor, `max_tokens` 0 the operator's default.
+    """
+
+    request_id: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    model: str = "auto"
+    tenant: str = "default"
+    sampling: Sampling = Sampling()
+    max_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    budget: Budget = Budget()
+    min_p_good: float | None = None
+    placement: Placement = Placement.ANY
+    data_class: str = ""
+    session_id: str = ""
+    priority: int = 0
+    on_miss: OnMiss = OnMiss.BEST_EFFORT
+    early_accept: bool = False
+    explain: bool = False
+    remaining_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What is known about a prompt before routing. `difficulty` is in [0, 1]; `prompt_tokens` an estimate."""
+
+    prompt_tokens: int
+    difficulty: float
+    prefix_hashes: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRule:
+    """Where a data class may go; empty sets allow all."""
+
+    tiers: frozenset[str] = frozenset()
+    regions: frozenset[str] = frozenset()
+    trust: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteQuery:
+    """Everything one decision needs besides the snapshot. Times are milliseconds.
+
+    `model` is resolved: a model name, or "auto" for any. `excluded` are nodes already tried.
+    `target_share` and `min_p_good` are filled in with the operator's levels.
+    """
+
+    model: str
+    analysis: Analysis
+    max_tokens: int
+    budget: Budget
+    target_share: float
+    min_p_good: float
+    placement: Placement = Placement.ANY
+    class_rule: ClassRule = ClassRule()
+    on_miss: OnMiss = OnMiss.BEST_EFFORT
+    session: SessionHint | None = None
+    needs: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
+    priority: int = 0
+    elapsed_ms: float = field(default=0.0)

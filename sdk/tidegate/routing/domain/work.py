@@ -1,0 +1,124 @@
+"""Work given to a node and what comes back, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tidegate.routing.domain.chat import FinishReason, Sampling, Unit, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKey:
+    """One try of one request."""
+
+    request_id: str
+    attempt_no: int
+
+
+class Cause(str, Enum):
+    """Why an attempt failed. The first group is the node's word, the second the gateway's own."""
+
+    ENGINE_CRASHED = "engine_crashed"
+    ENGINE_HUNG = "engine_hung"
+    INVALID_INPUT = "invalid_input"
+    UPSTREAM = "upstream"
+    OVERLOADED = "overloaded"
+    DRAINING = "draining"
+    FENCED = "fenced"
+    UNKNOWN_VARIANT = "unknown_variant"
+    DEADLINE = "deadline"
+    INTERNAL = "internal"
+
+    NODE_LOST = "node_lost"
+    STALLED = "stalled"
+
+
+class InputKind(str, Enum):
+    CHAT = "chat"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One attempt as a node receives it. Durations are milliseconds left when it was sent.
+
+    `input` holds canonical message bytes for CHAT (see tidegate.routing.prefix) or UTF-8 text for TEXT.
+    `credits` is how many chunks the node may send before it is granted more.
+    """
+
+    key: AttemptKey
+    tenant: str
+    variant_digest: str
+    input_kind: InputKind
+    input: bytes
+    sampling: Sampling
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    prefix_hashes: tuple[bytes, ...] = ()
+    remaining_ms: float | None = None
+    ttft_remaining_ms: float | None = None
+    priority: int = 0
+    credits: int = 64
+    start_index: int = 0
+    replay_token_ids: tuple[int, ...] = ()
+    detach_grace_ms: float = 0.0
+    work_seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Stamped by the engine when a sequence yields its first token."""
+
+    queue_ms: float
+    prefill_ms: float
+    cached_tokens: int
+    batch_size: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a sequence ended without its answer. `detail` is for people and carries no prompt text."""
+
+    cause: Cause
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a sequence ended: `result` is a reason, or a failure."""
+
+    result: FinishReason | Failure
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one engine step gave one sequence: tokens [first_index, first_index + count)."""
+
+    key: AttemptKey
+    first_index: int
+    count: int = 0
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    unit: Unit = Unit.TOKEN
+    first_token: FirstToken | None = None
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """All that one engine step gave, sequence by sequence."""
+
+    outputs: tuple[SequenceOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDelta:
+    """Prefix block names the engine now holds or dropped. `full` replaces all that was known."""
+
+    held: tuple[bytes, ...] = ()
+    evicted: tuple[bytes, ...] = ()
+    digest: int = 0
+    full: bool = False

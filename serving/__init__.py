@@ -1,0 +1,1 @@
+"""What the programs share and a user of the SDK must not carry."""
