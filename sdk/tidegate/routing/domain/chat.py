@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
@@ -57,14 +57,14 @@ class Budget:
         return not (self.ttft_ms is None and self.tpot_ms is None and self.total_ms is None)
 
 
-class Unit(str, Enum):
+class Unit(StrEnum):
     """What an index counts."""
 
     TOKEN = "token"
     DELTA = "delta"
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from tidegate.routing.domain.chat import FinishReason, Timings, Unit, Usage
 from tidegate.routing.domain.node import Tier
@@ -50,7 +50,7 @@ class Explanation:
     decision_ms: float = 0.0
 
 
-class BudgetOutcome(str, Enum):
+class BudgetOutcome(StrEnum):
     MET = "met"
     MISSED = "missed"
     NONE = "none"
@@ -96,7 +96,7 @@ class Finished:
 GenerateEvent = Accepted | Chunk | Restarted | Finished
 
 
-class Code(str, Enum):
+class Code(StrEnum):
     """Error classes of the front doors; names are those of gRPC."""
 
     INVALID_ARGUMENT = "invalid_argument"

@@ -1,18 +1,18 @@
-"""Nodes as the gateway knows them: what they announced, how loaded they are, what the operator says of them."""
+"""Nodes as the gateway knows them: announced, loaded, and bound by the operator."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 
-class Tier(str, Enum):
+class Tier(StrEnum):
     EDGE = "edge"
     CLOUD = "cloud"
 
 
-class ReplayClass(str, Enum):
+class ReplayClass(StrEnum):
     """How far another node can take over a broken stream."""
 
     NONE = "none"
@@ -20,7 +20,7 @@ class ReplayClass(str, Enum):
     TOKENS = "tokens"
 
 
-class Health(str, Enum):
+class Health(StrEnum):
     """Liveness, readiness and progress are three things; only READY takes work."""
 
     READY = "ready"
@@ -45,7 +45,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Self-measured speeds. `decode` is ((batch_size, tokens/s per sequence), ...) ascending by batch size."""
+    """Self-measured. `decode` is ((batch_size, tokens/s per sequence), ...) ascending by batch size."""
 
     prefill_tokens_per_s: float
     decode: tuple[tuple[int, float], ...]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from tidegate.routing.domain.chat import Budget, Message, Sampling
 from tidegate.routing.domain.node import SessionHint
 
 
-class Placement(str, Enum):
+class Placement(StrEnum):
     ANY = "any"
     EDGE = "edge"
     CLOUD = "cloud"
 
 
-class OnMiss(str, Enum):
+class OnMiss(StrEnum):
     BEST_EFFORT = "best_effort"
     REJECT = "reject"
 

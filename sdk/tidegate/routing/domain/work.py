@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from tidegate.routing.domain.chat import FinishReason, Sampling, Unit, Usage
 
@@ -16,7 +16,7 @@ class AttemptKey:
     attempt_no: int
 
 
-class Cause(str, Enum):
+class Cause(StrEnum):
     """Why an attempt failed. The first group is the node's word, the second the gateway's own."""
 
     ENGINE_CRASHED = "engine_crashed"
@@ -34,7 +34,7 @@ class Cause(str, Enum):
     STALLED = "stalled"
 
 
-class InputKind(str, Enum):
+class InputKind(StrEnum):
     CHAT = "chat"
     TEXT = "text"
 
