@@ -1,0 +1,1 @@
+"""How Tidegate's words travel: protobuf conversions, the status table, channel options."""

@@ -1,0 +1,109 @@
+"""The limits of a request, checked on domain values: by clients before sending, by front doors on arrival."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tidegate.routing.domain import Budget, GenerateRequest, Message, Sampling
+from tidegate.wire.common import invalid
+
+MAX_STOPS = 16
+MAX_PRIORITY = 10
+MAX_INT32 = 2**31 - 1
+MAX_UINT64 = 2**64 - 1
+MAX_LABEL_CHARS = 256
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+
+# (field, lowest, highest, whether the lowest itself is allowed)
+_SAMPLING_RANGES = (
+    ("temperature", 0.0, 2.0, True),
+    ("top_p", 0.0, 1.0, False),
+    ("min_p", 0.0, 1.0, True),
+    ("frequency_penalty", -2.0, 2.0, True),
+    ("presence_penalty", -2.0, 2.0, True),
+    ("repeat_penalty", 0.0, 100.0, False),
+)
+
+
+def check_request(request: GenerateRequest) -> GenerateRequest:
+    """Returns the request itself; raises ServeError(INVALID_ARGUMENT, param=field) at the first fault."""
+    if not _REQUEST_ID.match(request.request_id):
+        raise invalid("request_id", "must be 1 to 128 characters of [A-Za-z0-9._:-]")
+    _check_input(request)
+    if not 0 <= request.max_tokens <= MAX_INT32:
+        raise invalid("max_tokens", "must be between 0 (the operator's default) and 2147483647")
+    _check_stops(request.stop)
+    check_sampling(request.sampling)
+    check_budget(request.budget)
+    if request.min_p_good is not None and not 0.0 <= request.min_p_good <= 1.0:
+        raise invalid("min_p_good", "must be in [0, 1]")
+    if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+        raise invalid("priority", f"must be between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+    for name in ("model", "data_class", "session_id"):
+        value = getattr(request, name)
+        if len(value) > MAX_LABEL_CHARS:
+            raise invalid(name, f"is longer than {MAX_LABEL_CHARS} characters")
+        _check_text(value, name)
+    return request
+
+
+def check_sampling(sampling: Sampling, param: str = "sampling") -> None:
+    for name, low, high, closed in _SAMPLING_RANGES:
+        value = getattr(sampling, name)
+        if value is None:
+            continue
+        if not (low <= value <= high) or (value == low and not closed):
+            raise invalid(f"{param}.{name}", f"must be in {'[' if closed else '('}{low:g}, {high:g}]")
+    if sampling.top_k is not None and not 0 <= sampling.top_k <= MAX_INT32:
+        raise invalid(f"{param}.top_k", "must be 0 (off) or above")
+    if sampling.seed is not None and not 0 <= sampling.seed <= MAX_UINT64:
+        raise invalid(f"{param}.seed", "must be between 0 and 2**64 - 1")
+
+
+def check_budget(budget: Budget, param: str = "budget") -> None:
+    for name in ("ttft_ms", "tpot_ms", "total_ms"):
+        value = getattr(budget, name)
+        if value is not None and not (value > 0.0 and math.isfinite(value)):
+            raise invalid(f"{param}.{name}", "must be above 0 milliseconds")
+    if budget.target_share is not None and not 0.0 < budget.target_share < 1.0:
+        raise invalid(f"{param}.target_share", "must be between 0 and 1, both excluded")
+
+
+def _check_input(request: GenerateRequest) -> None:
+    if request.prompt is not None and request.messages:
+        raise invalid("input", "both messages and a prompt are given; give one")
+    if request.prompt is not None:
+        if not request.prompt:
+            raise invalid("prompt", "is empty")
+        _check_text(request.prompt, "prompt")
+        return
+    if not request.messages:
+        raise invalid("input", "neither messages nor a prompt is given")
+    for index, message in enumerate(request.messages):
+        _check_message(message, f"messages[{index}]")
+
+
+def _check_message(message: Message, param: str) -> None:
+    _check_text(message.content, f"{param}.content")
+    _check_text(message.name, f"{param}.name")
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    if len(stops) > MAX_STOPS:
+        raise invalid("stop", f"at most {MAX_STOPS} strings are allowed")
+    for index, stop in enumerate(stops):
+        if not stop:
+            raise invalid(f"stop[{index}]", "is empty")
+        _check_text(stop, f"stop[{index}]")
+
+
+def _check_text(text: str, param: str) -> None:
+    """Lone surrogates have no UTF-8 form: gRPC would answer them with a bare UNKNOWN."""
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise invalid(param, "is not valid Unicode text (lone surrogate)") from None
