@@ -1,0 +1,152 @@
+"""Reasons as sentences and as the domain's Explanation; only called when somebody asks."""
+
+from __future__ import annotations
+
+from tidegate.routing.domain import Budget, Candidate, Explanation, ServeError
+from tidegate.routing.plan import Choice, Pick, Plan, Reason, Refusal
+
+_FILTER_WORDS = {
+    "model": "without the model",
+    "data_class": "outside the data class",
+    "placement": "outside the placement asked for",
+    "context_length": "with too small a context",
+    "capability": "without a capability needed",
+    "not_linked": "not linked to this gateway",
+    "health": "not healthy",
+    "draining": "draining",
+    "excluded": "already tried",
+}
+_REFUSAL_WORDS = {
+    Reason.NO_NODE: "no node has joined this gateway",
+    Reason.MODEL_UNKNOWN: "no node serves this model",
+    Reason.DATA_CLASS: "no node that this data class allows can take the request",
+    Reason.NOT_PERMITTED: "no node in the placement asked for can take the request",
+    Reason.CONTEXT_LENGTH: "prompt and max_tokens exceed the context of every node that serves this model",
+    Reason.CAPABILITY: "no node has the capabilities this request needs",
+    Reason.NOT_LINKED: "the nodes that could answer are linked to other gateways",
+    Reason.ALL_UNHEALTHY: "the nodes that could answer are not healthy",
+    Reason.ALL_DRAINING: "the nodes that could answer are draining",
+    Reason.ALL_TRIED: "every node that could answer was tried",
+    Reason.BUDGET_UNMEETABLE: "no node is expected to meet the budget",
+    Reason.QUALITY_UNMEETABLE: "no variant reaches the quality asked for",
+}
+
+
+def why(plan: Plan, index: int = 0) -> str:
+    """One sentence on why this choice stands where it does."""
+    choice = plan.choices[index]
+    if index:
+        return f"fallback {index}: {_scores(choice, plan)}"
+    return f"{_lead(plan)}: {_scores(choice, plan)}"
+
+
+def explanation(plan: Plan, decision_ms: float = 0.0) -> Explanation:
+    """The plan as the domain's Explanation, best first."""
+    return Explanation(
+        candidates=tuple(
+            Candidate(c.route(why(plan, i)), c.qualified, c.cost_per_mtoken)
+            for i, c in enumerate(plan.choices)
+        ),
+        filtered=dict(plan.removed),
+        prompt_tokens=plan.query.analysis.prompt_tokens,
+        difficulty=plan.query.analysis.difficulty,
+        decision_ms=decision_ms,
+    )
+
+
+def refusal_explanation(refusal: Refusal, decision_ms: float = 0.0) -> Explanation:
+    """What was looked at before the request was refused."""
+    return Explanation(
+        candidates=tuple(Candidate(c.route(), c.qualified, c.cost_per_mtoken) for c in refusal.choices),
+        filtered=dict(refusal.removed),
+        prompt_tokens=refusal.query.analysis.prompt_tokens,
+        difficulty=refusal.query.analysis.difficulty,
+        decision_ms=decision_ms,
+    )
+
+
+def refusal_message(refusal: Refusal) -> str:
+    """One sentence for people; names what would have worked where that is known."""
+    text = _REFUSAL_WORDS[refusal.reason]
+    if refusal.removed:
+        text += " (" + _removed(refusal) + ")"
+    if refusal.reason is Reason.BUDGET_UNMEETABLE and refusal.meetable and refusal.best_ttft_ms is not None:
+        share = f"{100 * refusal.query.target_share:.0f} %"
+        text += f"; best predicted TTFT {refusal.best_ttft_ms:.0f} ms"
+        text += f"; {_limits(refusal.meetable)} would be met with {share} odds"
+    if refusal.reason is Reason.QUALITY_UNMEETABLE and refusal.choices:
+        best = max(c.p_good for c in refusal.choices)
+        text += f"; best P(good) {best:.2f}, asked {refusal.query.min_p_good:.2f}"
+    return text
+
+
+def refusal_error(refusal: Refusal) -> ServeError:
+    """The refusal as the error of the front doors."""
+    details = {f"filtered_{name}": str(count) for name, count in refusal.removed.items()}
+    if refusal.best_ttft_ms is not None:
+        details["best_predicted_ttft_ms"] = f"{refusal.best_ttft_ms:.1f}"
+    if refusal.best_total_ms is not None:
+        details["best_predicted_total_ms"] = f"{refusal.best_total_ms:.1f}"
+    if refusal.meetable is not None:
+        for part in ("ttft_ms", "tpot_ms", "total_ms"):
+            limit = getattr(refusal.meetable, part)
+            if limit is not None:
+                details[f"meetable_{part}"] = f"{limit:.1f}"
+    return ServeError(
+        refusal.code,
+        refusal_message(refusal),
+        reason=refusal.reason.value,
+        retry_after_ms=refusal.retry_after_ms,
+        details=details,
+    )
+
+
+def _lead(plan: Plan) -> str:
+    tier = plan.first.node.binding.tier.value
+    match plan.pick:
+        case Pick.ONLY:
+            return f"only candidate that qualifies ({tier})"
+        case Pick.CHEAPEST:
+            return f"cheapest that qualifies ({tier})"
+        case Pick.FASTEST:
+            return f"cheapest that qualifies, fastest of its cost ({tier})"
+        case Pick.WARM:
+            return f"cheapest that qualifies, near-tie for its warm prefix ({tier})"
+        case Pick.NEAR_TIE:
+            near = "cheapest that qualifies" if plan.first.qualified else "none qualifies, best odds"
+            return f"{near}, near-tie by free slots and chance ({tier})"
+        case Pick.BEST_ODDS:
+            return f"at risk: none qualifies, best odds ({tier})"
+        case Pick.BEST_QUALITY:
+            return f"at risk: none reaches the quality asked, best P(good) ({tier})"
+        case Pick.BASELINE:
+            return f"{plan.policy} ({tier})"
+
+
+def _scores(choice: Choice, plan: Plan) -> str:
+    p, query = choice.prediction, plan.query
+    parts = [f"TTFT {p.ttft_ms:.0f} ms (queue {p.queue_ms:.0f}, prefill {p.prefill_ms:.0f}, "]
+    parts[0] += f"network {p.network_ms:.0f})"
+    if p.cached_tokens:
+        parts.append(f"{p.cached_tokens} of {query.analysis.prompt_tokens} prompt tokens warm")
+    if query.budget.limits_anything:
+        parts.append(f"P(meets budget) {choice.p_meet:.2f} of {query.target_share:.2f}")
+    asked = f" of {query.min_p_good:.2f}" if query.min_p_good > 0 else ""
+    parts.append(f"P(good) {choice.p_good:.2f}{asked}")
+    parts.append(f"cost {choice.cost_per_mtoken:g} per million tokens")
+    return ", ".join(parts)
+
+
+def _removed(refusal: Refusal) -> str:
+    return ", ".join(f"{count} {_FILTER_WORDS.get(name, name)}" for name, count in refusal.removed.items())
+
+
+def _limits(budget: Budget) -> str:
+    parts = []
+    if budget.ttft_ms is not None:
+        parts.append(f"TTFT {budget.ttft_ms:.0f} ms")
+    if budget.tpot_ms is not None:
+        parts.append(f"per-token {budget.tpot_ms:.0f} ms")
+    if budget.total_ms is not None:
+        parts.append(f"total {budget.total_ms:.0f} ms")
+    return ", ".join(parts)

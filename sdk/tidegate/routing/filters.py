@@ -1,0 +1,120 @@
+"""Hard filters: where a request may go at all. Nothing here is a preference, and nothing is ever relaxed.
+
+What a request can never have (model, data class, placement, context, capability) is checked before what it
+may have later (link, health, draining, already tried), so the counts tell "not now" from "never".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+from tidegate.routing.domain import (
+    ClassRule,
+    Health,
+    NodeState,
+    Placement,
+    RouteQuery,
+    Snapshot,
+    Variant,
+)
+
+AUTO = "auto"
+
+
+class Filter(StrEnum):
+    """Names of the filters in the order they are applied; a node counts where its last variant falls."""
+
+    MODEL = "model"
+    DATA_CLASS = "data_class"
+    PLACEMENT = "placement"
+    CONTEXT = "context_length"
+    CAPABILITY = "capability"
+    NOT_LINKED = "not_linked"
+    HEALTH = "health"
+    DRAINING = "draining"
+    EXCLUDED = "excluded"
+
+
+PASSING = (Filter.NOT_LINKED, Filter.HEALTH, Filter.DRAINING, Filter.EXCLUDED)
+"""Filters whose verdict may change by itself."""
+
+
+class Eligible(NamedTuple):
+    """One (node, variant) that may take the request."""
+
+    node: NodeState
+    variant: Variant
+
+
+class Filtered(NamedTuple):
+    """What passed, and how many nodes each filter removed (filters that removed none are absent)."""
+
+    eligible: list[Eligible]
+    removed: Mapping[str, int]
+
+
+def apply_filters(snapshot: Snapshot, query: RouteQuery) -> Filtered:
+    """All (node, variant) pairs the request may go to."""
+    eligible: list[Eligible] = []
+    removed: dict[str, int] = {}
+    for node in snapshot.nodes:
+        variants = named_variants(node, query.model)
+        fell = _first_failing(node, variants, query)
+        if fell is not None:
+            removed[fell] = removed.get(fell, 0) + 1
+            continue
+        eligible.extend(
+            Eligible(node, v) for v in variants if _fits(v, query) and query.needs <= v.capabilities
+        )
+    return Filtered(eligible, removed)
+
+
+def named_variants(node: NodeState, model: str) -> tuple[Variant, ...]:
+    """Variants of a node that answer to a model name, an alias or "auto"."""
+    variants = node.announcement.variants
+    if model == AUTO:
+        return variants
+    return tuple(v for v in variants if v.model == model or model in v.aliases)
+
+
+def in_class(node: NodeState, rule: ClassRule) -> bool:
+    """Whether a data class allows a node, by what the operator says of it; an empty set allows all."""
+    binding = node.binding
+    return (
+        (not rule.tiers or binding.tier in rule.tiers)
+        and (not rule.regions or binding.region in rule.regions)
+        and (not rule.trust or binding.trust in rule.trust)
+    )
+
+
+def _first_failing(node: NodeState, variants: tuple[Variant, ...], query: RouteQuery) -> Filter | None:
+    if not variants:
+        return Filter.MODEL
+    if not in_class(node, query.class_rule):
+        return Filter.DATA_CLASS
+    if query.placement is not Placement.ANY and node.binding.tier != query.placement.value:
+        return Filter.PLACEMENT
+    fitting = [v for v in variants if _fits(v, query)]
+    if not fitting:
+        return Filter.CONTEXT
+    if query.needs and not any(query.needs <= v.capabilities for v in fitting):
+        return Filter.CAPABILITY
+    return _passing_failure(node, query)
+
+
+def _passing_failure(node: NodeState, query: RouteQuery) -> Filter | None:
+    if not node.linked_here:
+        return Filter.NOT_LINKED
+    if node.load.draining or node.health is Health.DRAINING:
+        return Filter.DRAINING
+    if node.health is not Health.READY or not node.load.ready:
+        return Filter.HEALTH
+    if node.announcement.node_id in query.excluded:
+        return Filter.EXCLUDED
+    return None
+
+
+def _fits(variant: Variant, query: RouteQuery) -> bool:
+    return query.analysis.prompt_tokens + query.max_tokens <= variant.context_tokens

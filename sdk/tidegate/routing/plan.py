@@ -1,0 +1,124 @@
+"""What a policy decides: a plan with its reasons as data, or a refusal that says what would have worked.
+
+Sentences and wire shapes are made from these on demand by tidegate.routing.explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from tidegate.routing.domain import Budget, Code, NodeState, Route, RouteQuery, Variant
+from tidegate.routing.latency import Prediction
+
+MAX_CANDIDATES = 16
+
+
+class Choice(NamedTuple):
+    """One candidate with its scores. `qualified`: meets the budget's target share and the quality asked."""
+
+    node: NodeState
+    variant: Variant
+    prediction: Prediction
+    p_meet: float
+    p_good: float
+    qualified: bool
+    cost_per_mtoken: float
+
+    def route(self, why: str = "") -> Route:
+        binding, announcement = self.node.binding, self.node.announcement
+        return Route(
+            node_id=announcement.node_id,
+            node_name=announcement.name,
+            tier=binding.tier,
+            model=self.variant.model,
+            variant_digest=self.variant.digest,
+            quantization=self.variant.quantization,
+            predicted_ttft_ms=self.prediction.ttft_ms,
+            predicted_tpot_ms=self.prediction.tpot_ms,
+            predicted_total_ms=self.prediction.total_ms,
+            p_meet=self.p_meet,
+            p_good=self.p_good,
+            expected_cached_tokens=self.prediction.cached_tokens,
+            at_risk=not self.qualified,
+            why=why,
+        )
+
+
+class Pick(StrEnum):
+    """Why the first candidate is first."""
+
+    ONLY = "only"
+    CHEAPEST = "cheapest"
+    FASTEST = "fastest"
+    WARM = "warm"
+    NEAR_TIE = "near_tie"
+    BEST_ODDS = "best_odds"
+    BEST_QUALITY = "best_quality"
+    BASELINE = "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Candidates in the order they are to be tried: the first attempt, then fallbacks. At most 16.
+
+    `removed` counts nodes per hard filter; `considered` is how many candidates were scored.
+    """
+
+    choices: tuple[Choice, ...]
+    query: RouteQuery
+    pick: Pick
+    removed: Mapping[str, int] = field(default_factory=dict)
+    considered: int = 1
+    policy: str = "tidegate"
+
+    @property
+    def first(self) -> Choice:
+        return self.choices[0]
+
+    @property
+    def fallbacks(self) -> tuple[Choice, ...]:
+        return self.choices[1:]
+
+    @property
+    def at_risk(self) -> bool:
+        return not self.choices[0].qualified
+
+
+class Reason(StrEnum):
+    """Stable words for programs: why a request is refused."""
+
+    NO_NODE = "NO_NODE"
+    MODEL_UNKNOWN = "MODEL_UNKNOWN"
+    DATA_CLASS = "DATA_CLASS"
+    NOT_PERMITTED = "NOT_PERMITTED"
+    CONTEXT_LENGTH = "CONTEXT_LENGTH"
+    CAPABILITY = "CAPABILITY"
+    NOT_LINKED = "NOT_LINKED"
+    ALL_UNHEALTHY = "ALL_UNHEALTHY"
+    ALL_DRAINING = "ALL_DRAINING"
+    ALL_TRIED = "ALL_TRIED"
+    BUDGET_UNMEETABLE = "BUDGET_UNMEETABLE"
+    QUALITY_UNMEETABLE = "QUALITY_UNMEETABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No node takes this request now. Times are milliseconds.
+
+    `retry_after_ms` is None where waiting alone does not help. For BUDGET_UNMEETABLE `best_ttft_ms` is the
+    smallest prediction and `meetable` the limits (in the parts the request limited) that would have been
+    met with the share asked for, at this load. `choices` are the candidates that fell short, best first.
+    """
+
+    reason: Reason
+    code: Code
+    query: RouteQuery
+    removed: Mapping[str, int] = field(default_factory=dict)
+    retry_after_ms: float | None = None
+    best_ttft_ms: float | None = None
+    best_total_ms: float | None = None
+    meetable: Budget | None = None
+    choices: tuple[Choice, ...] = ()

@@ -1,0 +1,201 @@
+"""The decision: filter, score, pick.
+
+Qualified is who meets the budget with the share asked for AND answers well enough with the odds asked for.
+The cheapest of these goes first; equal cost is decided by speed; near-equal speed by a warm prefix, then by
+chance in proportion to free slots, so that replicas looking at the same stale view do not all run to one
+node. If none qualifies, `on_miss` decides: best odds, flagged, or a refusal before any prefill.
+
+Pure: random numbers come in as arguments, and time only as what the query says has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import nsmallest
+from typing import Protocol
+
+from tidegate.routing.domain import OnMiss, RouteQuery, Snapshot
+from tidegate.routing.filters import apply_filters
+from tidegate.routing.latency import LatencyModel
+from tidegate.routing.plan import MAX_CANDIDATES, Choice, Pick, Plan, Refusal
+from tidegate.routing.quality import QualityModel, RankedQuality
+from tidegate.routing.refusing import no_candidate, unmeetable
+
+NEAR_TIE_SHARE = 0.10
+NEAR_TIE_ODDS = 0.02
+WARM_MIN_TOKENS = 64
+
+Random = Callable[[], float]
+"""Gives a number in [0, 1) per call; only called to break a tie."""
+
+
+class Policy(Protocol):
+    """What dispatch, the simulator and the SDK's direct mode call."""
+
+    @property
+    def name(self) -> str: ...
+
+    def route(
+        self,
+        snapshot: Snapshot,
+        query: RouteQuery,
+        model: LatencyModel,
+        rng: Random,
+        quality: QualityModel | None = None,
+    ) -> Plan | Refusal: ...
+
+
+class Tidegate:
+    """The product's own policy."""
+
+    name = "tidegate"
+
+    def route(
+        self,
+        snapshot: Snapshot,
+        query: RouteQuery,
+        model: LatencyModel,
+        rng: Random,
+        quality: QualityModel | None = None,
+    ) -> Plan | Refusal:
+        return route(snapshot, query, model, rng, quality)
+
+
+def route(
+    snapshot: Snapshot,
+    query: RouteQuery,
+    model: LatencyModel,
+    rng: Random,
+    quality: QualityModel | None = None,
+) -> Plan | Refusal:
+    """Decide where one request goes. `quality` defaults to the snapshot's perplexity ranks."""
+    choices, removed = score(snapshot, query, model, quality)
+    if not choices:
+        return no_candidate(query, removed)
+    qualified = [c for c in choices if c.qualified]
+    if qualified:
+        chosen, pick = _pick_qualified(qualified, query, rng)
+        key = _speed_of(query)
+        order = nsmallest(
+            MAX_CANDIDATES,
+            choices,
+            key=lambda c: (
+                c is not chosen,
+                not c.qualified,
+                (c.cost_per_mtoken if c.qualified else -c.p_meet),
+                key(c),
+            ),
+        )
+        return Plan(tuple(order), query, pick, removed, len(choices))
+    if query.on_miss is OnMiss.REJECT:
+        return unmeetable(query, removed, choices, _by_odds(choices, query), model)
+    chosen, pick = _pick_at_risk(choices, query, rng)
+    order = [chosen, *(c for c in _by_odds(choices, query) if c is not chosen)]
+    return Plan(tuple(order[:MAX_CANDIDATES]), query, pick, removed, len(choices))
+
+
+def score(
+    snapshot: Snapshot, query: RouteQuery, model: LatencyModel, quality: QualityModel | None = None
+) -> tuple[list[Choice], dict[str, int]]:
+    """All permitted candidates with their predictions and odds, in the snapshot's order; removed counts."""
+    filtered = apply_filters(snapshot, query)
+    judge = quality if quality is not None else RankedQuality(snapshot)
+    budget, elapsed, target = query.budget, query.elapsed_ms, query.target_share
+    limited = budget.limits_anything
+    p_good_of: dict[str, float] = {}
+    choices: list[Choice] = []
+    for node, variant in filtered.eligible:
+        prediction = model.predict(node, variant, query)
+        p_meet = model.p_meet(prediction, budget, elapsed) if limited else 1.0
+        p_good = p_good_of.get(variant.digest)
+        if p_good is None:
+            p_good = p_good_of[variant.digest] = judge.p_good(variant, query.analysis.difficulty)
+        choices.append(
+            Choice(
+                node,
+                variant,
+                prediction,
+                p_meet,
+                p_good,
+                p_meet >= target and p_good >= query.min_p_good if limited else p_good >= query.min_p_good,
+                node.binding.cost_per_mtoken,
+            )
+        )
+    return choices, dict(filtered.removed)
+
+
+def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
+    lowest = min(c.cost_per_mtoken for c in qualified)
+    cheapest = [c for c in qualified if c.cost_per_mtoken == lowest]
+    if len(cheapest) == 1:
+        return cheapest[0], Pick.ONLY if len(qualified) == 1 else Pick.CHEAPEST
+    return _among_near(cheapest, query, rng, Pick.FASTEST)
+
+
+def _pick_at_risk(choices: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
+    """Quality is kept before speed: an answer that is late is worth more than one that is wrong."""
+    group = [c for c in choices if c.p_good >= query.min_p_good]
+    pick = Pick.BEST_ODDS
+    if not group:
+        best = max(c.p_good for c in choices)
+        group = [c for c in choices if c.p_good == best]
+        pick = Pick.BEST_QUALITY
+    odds = max(c.p_meet for c in group)
+    near = [c for c in group if c.p_meet >= odds - NEAR_TIE_ODDS]
+    return _among_near(near, query, rng, pick)[0], pick
+
+
+def _among_near(
+    choices: Sequence[Choice], query: RouteQuery, rng: Random, otherwise: Pick
+) -> tuple[Choice, Pick]:
+    """The fastest; within 10 % of it a warm prefix; else by chance, weighted by free slots."""
+    key = _speed_of(query)
+    limit = min(key(c) for c in choices) * (1.0 + NEAR_TIE_SHARE)
+    near = [c for c in choices if key(c) <= limit]
+    if len(near) == 1:
+        return near[0], otherwise
+    warmest = max(c.prediction.cached_tokens for c in near)
+    coldest = min(c.prediction.cached_tokens for c in near)
+    if warmest - coldest >= WARM_MIN_TOKENS:
+        near = [c for c in near if c.prediction.cached_tokens >= warmest - WARM_MIN_TOKENS]
+        if len(near) == 1:
+            return near[0], Pick.WARM
+    return near[_weighted_index([_headroom(c) for c in near], rng())], Pick.NEAR_TIE
+
+
+def _headroom(choice: Choice) -> int:
+    """Free slots plus one: a full node stays possible, an empty one is likelier."""
+    node = choice.node
+    busy = node.load.running + node.load.queued + node.in_flight.requests
+    return max(node.announcement.slots - busy, 0) + 1
+
+
+def _weighted_index(weights: Sequence[int], chance: float) -> int:
+    point = chance * sum(weights)
+    for index, weight in enumerate(weights):
+        point -= weight
+        if point < 0.0:
+            return index
+    return len(weights) - 1
+
+
+def _by_odds(choices: Sequence[Choice], query: RouteQuery) -> list[Choice]:
+    key = _speed_of(query)
+    return nsmallest(
+        MAX_CANDIDATES,
+        choices,
+        key=lambda c: (c.p_good < query.min_p_good, -round(c.p_meet, 2), key(c)),
+    )
+
+
+def _speed_of(query: RouteQuery) -> Callable[[Choice], float]:
+    """What "faster" means for this request: TTFT where it is limited, else the whole answer."""
+    return _ttft_ms if query.budget.ttft_ms is not None else _total_ms
+
+
+def _ttft_ms(choice: Choice) -> float:
+    return choice.prediction.ttft_ms
+
+
+def _total_ms(choice: Choice) -> float:
+    return choice.prediction.total_ms
