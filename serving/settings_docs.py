@@ -38,10 +38,10 @@ class FieldDoc:
 
 def describe(cls: type[ProgramSettings]) -> list[FieldDoc]:
     """Every key of a program's settings, in the order of the model."""
-    return list(_walk(cls, None, "", env_prefix(cls)))
+    return list(_walk(cls, None, "", env_prefix(cls), True))
 
 
-def _walk(cls: type[BaseModel], values: Any, prefix: str, env: str) -> Iterator[FieldDoc]:
+def _walk(cls: type[BaseModel], values: Any, prefix: str, env: str, is_present: bool) -> Iterator[FieldDoc]:
     for name, field in cls.model_fields.items():
         default = getattr(values, name) if isinstance(values, BaseModel) else _default(field)
         inner, suffix = _inner_section(field.annotation)
@@ -52,12 +52,13 @@ def _walk(cls: type[BaseModel], values: Any, prefix: str, env: str) -> Iterator[
                 type=type_words(field.annotation),
                 default="" if default is None or field.is_required() else toml_value(default),
                 is_required=field.is_required(),
-                is_present=not prefix or isinstance(values, BaseModel),
+                is_present=is_present,
                 description=field.description or "",
             )
             continue
         inner_env = f"{env}{name.upper()}__" if env and not suffix else ""
-        yield from _walk(inner, default, f"{prefix}{name}{suffix}.", inner_env)
+        inner_present = is_present and isinstance(default, BaseModel)
+        yield from _walk(inner, default, f"{prefix}{name}{suffix}.", inner_env, inner_present)
 
 
 def _default(field: FieldInfo) -> Any:

@@ -218,7 +218,9 @@ def run_program(program: str, main: Main, *, stop_limit_s: float = 30.0) -> int:
     once. Expected problems (ProgramError, SettingsError) are one line on stderr instead of a traceback.
     """
     try:
-        asyncio.run(_supervise(main, stop_limit_s))
+        # With a factory of its own the runner leaves the thread's current loop alone.
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            runner.run(_supervise(main, stop_limit_s))
     except SettingsError as error:
         return _complain(program, EXIT_USAGE, *error.problems)
     except ProgramError as error:
