@@ -1,0 +1,176 @@
+"""The bodies clients send, as pydantic models.
+
+Types are strict (no "5" for 5), unknown members are ignored as OpenAI's clients expect, and what this front
+cannot do is refused by name: silently ignoring `tools` would be a wrong answer, not a smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from serving.openai_api.inputs import TidegateInputs
+
+MAX_MESSAGES = 2048
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+INT32_MAX = 2**31 - 1
+UNSUPPORTED = "unsupported_parameter"
+
+
+def _bad(kind: str, message: str) -> PydanticCustomError:
+    # The message must not be a template: it could hold braces.
+    return PydanticCustomError(kind, "{text}", {"text": message})  # type: ignore[arg-type,unused-ignore]
+
+
+def _refused(what: str, harmless: Callable[[Any], bool]) -> PlainValidator:
+    def check(value: Any) -> None:
+        if not harmless(value):
+            raise _bad(UNSUPPORTED, f"{what} is not supported")
+
+    return PlainValidator(check)
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value is False or value == [] or value == {} or value == ""
+
+
+def _is_one(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1)
+
+
+def _plain_text_format(value: Any) -> bool:
+    return _empty(value) or (isinstance(value, dict) and value.get("type") == "text")
+
+
+def _join_parts(value: Any) -> str:
+    """Content as a string or as a list of text parts, joined without separator."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise _bad("string_type", "must be a string or a list of text parts")
+    texts = []
+    for index, part in enumerate(value):
+        if not isinstance(part, dict):
+            raise _bad("string_type", f"part {index} must be an object with type and text")
+        kind = part.get("type")
+        if kind != "text":
+            shown = kind if isinstance(kind, str) and kind.isidentifier() and len(kind) <= 40 else "unknown"
+            raise _bad(UNSUPPORTED, f"part {index} is of type {shown!r}; only text parts are supported")
+        if not isinstance(part.get("text"), str):
+            raise _bad("string_type", f"part {index} must have a string member 'text'")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _one_prompt(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        if len(value) == 1 and isinstance(value[0], str):
+            return value[0]
+        if all(isinstance(item, str) for item in value):
+            raise _bad(UNSUPPORTED, f"exactly one prompt is supported, got {len(value)}")
+        raise _bad(UNSUPPORTED, "prompts of token ids are not supported, send text")
+    raise _bad("string_type", "must be a string or a list with one string")
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise _bad("string_type", "must be a string or a list of strings")
+    if len(stops) > MAX_STOPS:
+        raise _bad("too_long", f"at most {MAX_STOPS} strings are allowed, got {len(stops)}")
+    if any(not stop or len(stop) > MAX_STOP_CHARS for stop in stops):
+        raise _bad("string_type", f"each string must have 1 to {MAX_STOP_CHARS} characters")
+    return tuple(dict.fromkeys(stops))
+
+
+Content = Annotated[str, PlainValidator(_join_parts)]
+Prompt = Annotated[str, PlainValidator(_one_prompt)]
+Stops = Annotated[tuple[str, ...], PlainValidator(_stops)]
+OnlyOne = Annotated[None, _refused("more than one choice", _is_one)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(
+        strict=True, extra="ignore", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class ChatMessage(_Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content
+    name: str | None = Field(default=None, max_length=256)
+    tool_calls: Annotated[None, _refused("tool calling", _empty)] = None
+    function_call: Annotated[None, _refused("function calling", _empty)] = None
+    audio: Annotated[None, _refused("audio", _empty)] = None
+
+
+class StreamOptions(_Body):
+    include_usage: bool | None = None
+
+
+class GenerateBody(_Body):
+    """What chat and plain completions share. `tidegate` holds the inputs OpenAI has no word for."""
+
+    model: str | None = Field(default=None, max_length=256)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repeat_penalty: float | None = Field(
+        default=None, gt=0, le=10, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
+    )
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
+    stop: Stops = ()
+    user: str | None = None
+    tidegate: TidegateInputs | None = None
+    n: OnlyOne = None
+    logit_bias: Annotated[None, _refused("a logit bias", _empty)] = None
+
+
+class ChatBody(GenerateBody):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    tools: Annotated[None, _refused("tool calling", _empty)] = None
+    tool_choice: Annotated[
+        None, _refused("forcing a tool", lambda value: _empty(value) or value in ("none", "auto"))
+    ] = None
+    functions: Annotated[None, _refused("function calling", _empty)] = None
+    function_call: Annotated[
+        None, _refused("forcing a function", lambda value: _empty(value) or value in ("none", "auto"))
+    ] = None
+    response_format: Annotated[None, _refused("a response format but text", _plain_text_format)] = None
+    logprobs: Annotated[None, _refused("returning log probabilities", _empty)] = None
+    top_logprobs: Annotated[
+        None, _refused("returning log probabilities", lambda value: _empty(value) or value == 0)
+    ] = None
+    modalities: Annotated[
+        None, _refused("a modality but text", lambda value: _empty(value) or value == ["text"])
+    ] = None
+    audio: Annotated[None, _refused("audio", _empty)] = None
+    prediction: Annotated[None, _refused("a predicted output", _empty)] = None
+    web_search_options: Annotated[None, _refused("web search", lambda value: value is None)] = None
+
+
+class CompletionBody(GenerateBody):
+    """POST /v1/completions."""
+
+    prompt: Prompt
+    suffix: Annotated[None, _refused("a suffix", _empty)] = None
+    echo: Annotated[None, _refused("echoing the prompt", _empty)] = None
+    best_of: OnlyOne = None
+    logprobs: Annotated[None, _refused("returning log probabilities", _empty)] = None

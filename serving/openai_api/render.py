@@ -1,0 +1,180 @@
+"""Answers as OpenAI's clients read them. Pure; the only part that runs per chunk is `delta`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+from tidegate.routing.domain import Candidate, Explanation, Finished, FinishReason, Route, Usage
+
+DONE = b"data: [DONE]\n\n"
+_HEADER_BYTES = 1024
+_NODE_CHARS = 128
+_TEXT = "\0text\0"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def sse(body: dict[str, Any]) -> bytes:
+    return b"data: " + _dumps(body).encode("ascii") + b"\n\n"
+
+
+def route_headers(route: Route) -> dict[str, str]:
+    """x-tidegate-node, -tier and -why: printable ASCII, names and values together within 1 KiB."""
+    headers = {
+        "x-tidegate-node": _ascii(route.node_name or route.node_id)[:_NODE_CHARS],
+        "x-tidegate-tier": _ascii(route.tier.value),
+    }
+    # Each header costs its name, its value, ": " and the line's end.
+    used = sum(len(name) + len(value) + 4 for name, value in headers.items()) + len("x-tidegate-why") + 4
+    if route.why:
+        headers["x-tidegate-why"] = _ascii(route.why)[: _HEADER_BYTES - used]
+    return headers
+
+
+def _ascii(text: str) -> str:
+    return "".join(char if " " <= char <= "~" else "?" for char in text).strip()
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def tidegate_body(
+    request_id: str, route: Route | None, finished: Finished, explanation: Explanation | None
+) -> dict[str, Any]:
+    """The `tidegate` member: where the answer came from, its timings in ms, and its budget's outcome."""
+    body: dict[str, Any] = {
+        "request_id": request_id,
+        "route": None if route is None else _route_body(route),
+        "timings": asdict(finished.timings),
+        "budget": finished.budget.value,
+        "attempts": finished.attempts,
+    }
+    if explanation is not None:
+        body["explanation"] = {
+            "candidates": [_candidate_body(candidate) for candidate in explanation.candidates],
+            "filtered": dict(explanation.filtered),
+            "prompt_tokens": explanation.prompt_tokens,
+            "difficulty": explanation.difficulty,
+            "decision_ms": explanation.decision_ms,
+        }
+    return body
+
+
+def _route_body(route: Route) -> dict[str, Any]:
+    return asdict(route) | {"tier": route.tier.value}
+
+
+def _candidate_body(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "route": _route_body(candidate.route),
+        "qualified": candidate.qualified,
+        "cost_per_mtoken": candidate.cost_per_mtoken,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What stays the same from an answer's first byte to its last."""
+
+    request_id: str
+    created_s: int
+    model: str
+    fingerprint: str = ""
+
+    def fields(self, prefix: str, kind: str) -> dict[str, Any]:
+        return {
+            "id": f"{prefix}-{self.request_id}",
+            "object": kind,
+            "created": self.created_s,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint or None,
+        }
+
+
+def _finish_word(reason: FinishReason) -> str:
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+class ChatShape:
+    """chat.completion and chat.completion.chunk."""
+
+    def __init__(self, head: AnswerHead, *, include_usage: bool = False) -> None:
+        self._head = head
+        self._chunk = head.fields("chatcmpl", "chat.completion.chunk")
+        self._rest: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._before, self._after = _halves(self._body({"content": _TEXT}))
+
+    def _body(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self._chunk | {"choices": [choice]} | self._rest
+
+    def opening(self) -> bytes:
+        return sse(self._body({"role": "assistant", "content": ""}))
+
+    def delta(self, text: str) -> bytes:
+        return self._before + encode_basestring_ascii(text).encode("ascii") + self._after
+
+    def closing(self, finished: Finished, tidegate: dict[str, Any]) -> bytes:
+        return sse(self._body({}, _finish_word(finished.reason)) | {"tidegate": tidegate})
+
+    def usage(self, usage: Usage) -> bytes:
+        return sse(self._chunk | {"choices": [], "usage": usage_body(usage)})
+
+    def whole(self, text: str, finished: Finished, tidegate: dict[str, Any]) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": _finish_word(finished.reason),
+        }
+        body = self._head.fields("chatcmpl", "chat.completion")
+        return body | {"choices": [choice], "usage": usage_body(finished.usage), "tidegate": tidegate}
+
+
+class CompletionShape:
+    """text_completion, whole and in chunks."""
+
+    def __init__(self, head: AnswerHead, *, include_usage: bool = False) -> None:
+        self._chunk = head.fields("cmpl", "text_completion")
+        self._rest: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._before, self._after = _halves(self._body(_TEXT))
+
+    def _body(self, text: str, finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        return self._chunk | {"choices": [choice]} | self._rest
+
+    def opening(self) -> bytes:
+        return b""
+
+    def delta(self, text: str) -> bytes:
+        return self._before + encode_basestring_ascii(text).encode("ascii") + self._after
+
+    def closing(self, finished: Finished, tidegate: dict[str, Any]) -> bytes:
+        return sse(self._body("", _finish_word(finished.reason)) | {"tidegate": tidegate})
+
+    def usage(self, usage: Usage) -> bytes:
+        return sse(self._chunk | {"choices": [], "usage": usage_body(usage)})
+
+    def whole(self, text: str, finished: Finished, tidegate: dict[str, Any]) -> dict[str, Any]:
+        body = self._body(text, _finish_word(finished.reason))
+        return body | {"usage": usage_body(finished.usage), "tidegate": tidegate}
+
+
+Shape = ChatShape | CompletionShape
+
+
+def _halves(body: dict[str, Any]) -> tuple[bytes, bytes]:
+    """The bytes of a chunk before and after its text. Only the text follows what a client may have named."""
+    before, _, after = _dumps(body).rpartition(_dumps(_TEXT))
+    return b"data: " + before.encode("ascii"), after.encode("ascii") + b"\n\n"

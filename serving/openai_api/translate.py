@@ -1,0 +1,149 @@
+"""From bytes and headers to the domain's GenerateRequest. Pure; every refusal is a ServeError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from serving.openai_api.bodies import UNSUPPORTED, ChatBody, ChatMessage, CompletionBody, GenerateBody
+from serving.openai_api.errors import invalid
+from serving.openai_api.inputs import NO_INPUTS, PREFIX, TidegateInputs, header_names
+from tidegate.routing.domain import (
+    Budget,
+    Code,
+    GenerateRequest,
+    Message,
+    OnMiss,
+    Placement,
+    Role,
+    Sampling,
+    ServeError,
+)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ROLES = {"developer": Role.SYSTEM}
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+def valid_request_id(value: str | None) -> bool:
+    return value is not None and _REQUEST_ID.fullmatch(value) is not None
+
+
+def parse_body(model: type[_Body], data: bytes) -> _Body:
+    """Raises ServeError(INVALID_ARGUMENT) for bad JSON, bad UTF-8, too deep nesting and wrong members."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def parse_headers(headers: Mapping[str, str]) -> TidegateInputs:
+    """The `x-tidegate-*` inputs. Raises ServeError(INVALID_ARGUMENT) naming the header."""
+    found = header_names(headers)
+    if not found:
+        return NO_INPUTS
+    try:
+        return TidegateInputs.model_validate_strings(found)
+    except ValidationError as error:
+        raise _refusal(error, header=True) from None
+
+
+def _refusal(error: ValidationError, *, header: bool = False) -> ServeError:
+    """The first fault of `error`, without the input that caused it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    kind = first["type"]
+    if kind == "json_invalid":
+        detail = str(first.get("ctx", {}).get("error", "syntax error"))
+        return invalid(f"The request body is not valid JSON: {detail}", reason="INVALID_JSON")
+    param = _header_param(first["loc"]) if header else _param(first["loc"])
+    if not param:
+        return invalid("The request body must be a JSON object", reason="INVALID_JSON")
+    if kind == "missing":
+        return invalid(f"Missing required parameter: '{param}'", param, "MISSING_REQUIRED_PARAMETER")
+    reason = UNSUPPORTED.upper() if kind == UNSUPPORTED else "INVALID_VALUE"
+    if kind == "extra_forbidden":
+        return invalid(f"Unknown parameter: '{param}'", param, "UNKNOWN_PARAMETER")
+    if kind.endswith("_type"):
+        reason = "INVALID_TYPE"
+    return invalid(f"Invalid '{param}': {first['msg']}", param, reason)
+
+
+def _param(loc: tuple[int | str, ...]) -> str:
+    """("messages", 0, "content") -> messages[0].content"""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else (f".{part}" if path else str(part))
+    return path[:200]
+
+
+def _header_param(loc: tuple[int | str, ...]) -> str:
+    return (PREFIX + str(loc[0]).replace("_", "-"))[:200]
+
+
+def to_request(
+    body: GenerateBody,
+    inputs: TidegateInputs,
+    *,
+    request_id: str,
+    tenant: str,
+    elapsed_ms: float = 0.0,
+) -> GenerateRequest:
+    """`inputs` are the headers'; `elapsed_ms` is what reading the body took and counts against the deadline.
+
+    Raises ServeError(DEADLINE_EXCEEDED) when nothing is left of it.
+    """
+    asked = body.tidegate.over(inputs) if body.tidegate else inputs
+    remaining_ms = None if asked.deadline_ms is None else asked.deadline_ms - elapsed_ms
+    if remaining_ms is not None and remaining_ms <= 0:
+        raise ServeError(Code.DEADLINE_EXCEEDED, "The deadline passed while the request was read")
+    return GenerateRequest(
+        request_id=request_id,
+        model=body.model or "auto",
+        tenant=tenant,
+        sampling=_sampling(body),
+        stop=body.stop,
+        budget=Budget(asked.ttft_ms, asked.tpot_ms, asked.total_ms, asked.target),
+        min_p_good=asked.quality,
+        placement=asked.placement or Placement.ANY,
+        data_class=asked.data_class or "",
+        session_id=asked.session or "",
+        priority=asked.priority or 0,
+        on_miss=asked.on_miss or OnMiss.BEST_EFFORT,
+        early_accept=bool(asked.early_accept),
+        explain=bool(asked.explain),
+        remaining_ms=remaining_ms,
+        **_text_and_length(body),
+    )
+
+
+def _text_and_length(body: GenerateBody) -> dict[str, Any]:
+    if isinstance(body, ChatBody):
+        return {
+            "messages": tuple(_message(message) for message in body.messages),
+            "max_tokens": body.max_completion_tokens or body.max_tokens or 0,
+        }
+    assert isinstance(body, CompletionBody)
+    return {"prompt": body.prompt, "max_tokens": body.max_tokens or 0}
+
+
+def _message(message: ChatMessage) -> Message:
+    role = _ROLES.get(message.role) or Role(message.role)
+    return Message(role=role, content=message.content, name=message.name or "")
+
+
+def _sampling(body: GenerateBody) -> Sampling:
+    return Sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        # -1 is what vLLM's users write for "off"; the domain says 0.
+        top_k=None if body.top_k is None else max(0, body.top_k),
+        min_p=body.min_p,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        repeat_penalty=body.repeat_penalty,
+        # OpenAI's seeds are signed, the wire's are not: equal seeds stay equal.
+        seed=None if body.seed is None else body.seed % 2**64,
+    )
