@@ -131,10 +131,23 @@ def load_settings(
             _put(values, path, _env_value(cls, path, environ[name]), name)
             sources[path] = name
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(_over_defaults(cls, values))
     except ValidationError as error:
         where = str(config) if config is not None else "settings"
         raise SettingsError(*_problems(cls, error, where, sources)) from None
+
+
+def _over_defaults(cls: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Lays sections over their field's default, so that setting one key of a section keeps the others."""
+    laid = dict(values)
+    for name, field in cls.model_fields.items():
+        section, given = section_of(field.annotation), values.get(name)
+        if section is None or not isinstance(given, dict):
+            continue
+        default = field.get_default(call_default_factory=True) if not field.is_required() else None
+        base = default.model_dump(exclude_unset=True) if isinstance(default, BaseModel) else {}
+        laid[name] = base | _over_defaults(section, given)
+    return laid
 
 
 def read_secret(file: Path | str | None, env: str | None, environ: Mapping[str, str] = os.environ) -> str:

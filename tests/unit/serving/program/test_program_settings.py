@@ -59,6 +59,11 @@ def test_defaults_without_any_source() -> None:
     assert settings.other.port == 7
 
 
+def test_one_key_of_a_section_keeps_the_sections_other_defaults() -> None:
+    settings = load_settings(Sample, None, {"TIDEGATE_SAMPLE__OTHER__HOST": "::1"})
+    assert (settings.other.host, settings.other.port) == ("::1", 7)
+
+
 def test_environment_wins_over_file(tmp_path: Path) -> None:
     config = write(tmp_path / "s.toml", 'title = "file"\n[door]\nport = 1\nhost = "::1"\n')
     settings = load_settings(Sample, config, {"TIDEGATE_SAMPLE__DOOR__PORT": "2"})
