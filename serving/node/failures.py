@@ -1,0 +1,51 @@
+"""One table from a node's typed failure to the error its local caller gets."""
+
+from __future__ import annotations
+
+from tidegate.routing.domain import Cause, Code, Failure, NodeLoad, ServeError
+
+_CODES: dict[Cause, Code] = {
+    Cause.INVALID_INPUT: Code.INVALID_ARGUMENT,
+    Cause.UNKNOWN_VARIANT: Code.NOT_FOUND,
+    Cause.OVERLOADED: Code.RESOURCE_EXHAUSTED,
+    Cause.DEADLINE: Code.DEADLINE_EXCEEDED,
+    Cause.INTERNAL: Code.INTERNAL,
+    Cause.FENCED: Code.ALREADY_EXISTS,
+    Cause.DRAINING: Code.UNAVAILABLE,
+    Cause.ENGINE_CRASHED: Code.UNAVAILABLE,
+    Cause.ENGINE_HUNG: Code.UNAVAILABLE,
+    Cause.UPSTREAM: Code.UNAVAILABLE,
+    Cause.NODE_LOST: Code.UNAVAILABLE,
+    Cause.STALLED: Code.UNAVAILABLE,
+}
+_RETRY = (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
+RETRY_MIN_MS = 100.0
+RETRY_MAX_MS = 30_000.0
+RESTART_RETRY_MS = 1_000.0
+
+
+def serve_error(failure: Failure, load: NodeLoad) -> ServeError:
+    """`load` is the node's load now: it says when trying again makes sense."""
+    code = _CODES[failure.cause]
+    retry_after_ms: float | None = None
+    if code is Code.RESOURCE_EXHAUSTED:
+        retry_after_ms = _backlog_ms(load)
+    elif code in _RETRY:
+        retry_after_ms = RESTART_RETRY_MS
+    return ServeError(
+        code,
+        failure.detail or failure.cause.value.replace("_", " "),
+        reason=failure.cause.name,
+        retry_after_ms=retry_after_ms,
+    )
+
+
+def _backlog_ms(load: NodeLoad) -> float:
+    """Time until about one running sequence has ended and the waiting prompts are read."""
+    speeds = load.speeds
+    if speeds is None or speeds.prefill_tokens_per_s <= 0 or not speeds.decode:
+        return RESTART_RETRY_MS
+    prefill_s = load.pending_prefill_tokens / speeds.prefill_tokens_per_s
+    mean_left = load.pending_decode_tokens / max(1, load.running)
+    decode_s = mean_left / max(speeds.decode[-1][1], 1e-3)
+    return min(RETRY_MAX_MS, max(RETRY_MIN_MS, (prefill_s + decode_s) * 1000.0))
