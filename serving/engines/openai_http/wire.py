@@ -1,0 +1,143 @@
+"""Requests to and stream events from an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from serving.engines.openai_http.failures import failure_of_error, upstream_failed
+from serving.engines.openai_http.sse import SseEvent
+from tidegate.routing.domain import Failure, FinishReason, InputKind, Message, Sampling, Usage, Work
+from tidegate.routing.prefix import parse_canonical
+
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+)
+_ABORTED = frozenset({"abort", "aborted", "error", "cancelled", "canceled"})
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """`path` below the API's base and the JSON body."""
+
+    path: str
+    body: dict[str, Any]
+
+
+def upstream_request(work: Work, *, model: str, include_usage: bool) -> UpstreamRequest:
+    """Raises ValueError when the work's input is not what its kind says."""
+    body: dict[str, Any] = {"model": model, "stream": True}
+    if include_usage:
+        body["stream_options"] = {"include_usage": True}
+    if work.max_tokens > 0:
+        body["max_tokens"] = work.max_tokens
+    if work.stop:
+        body["stop"] = list(work.stop)
+    body.update(sampling_fields(work.sampling))
+    if work.input_kind is InputKind.CHAT:
+        messages = parse_canonical(work.input)
+        if not messages:
+            raise ValueError("a chat needs at least one message")
+        body["messages"] = [_message(message) for message in messages]
+        return UpstreamRequest("/chat/completions", body)
+    body["prompt"] = work.input.decode("utf-8")
+    return UpstreamRequest("/completions", body)
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, float | int]:
+    """Only what is set. vLLM and SGLang call the repeat penalty repetition_penalty: both names are sent."""
+    fields: dict[str, float | int] = {
+        name: value for name in _SAMPLING_FIELDS if (value := getattr(sampling, name)) is not None
+    }
+    if sampling.repeat_penalty is not None:
+        fields["repeat_penalty"] = fields["repetition_penalty"] = sampling.repeat_penalty
+    return fields
+
+
+def _message(message: Message) -> dict[str, str]:
+    fields = {"role": message.role.value, "content": message.content}
+    if message.name:
+        fields["name"] = message.name
+    return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one event of a stream gave. `count` is 1 for an event that carries output, else 0.
+
+    `finish` is a FinishReason, or the Failure of a generation that the server broke off. `done` marks the
+    end of the stream.
+    """
+
+    text: str = ""
+    count: int = 0
+    finish: FinishReason | Failure | None = None
+    usage: Usage | None = None
+    done: bool = False
+
+
+def parse_event(event: SseEvent) -> Delta:
+    """Raises UpstreamFailed on an error event and on what is no chunk of a completion."""
+    if event.data.strip() == "[DONE]":
+        return Delta(done=True)
+    try:
+        chunk = json.loads(event.data)
+    except ValueError:
+        raise upstream_failed("the upstream server's stream holds an event that is not JSON") from None
+    if not isinstance(chunk, dict):
+        raise upstream_failed("the upstream server's stream holds an event that is no object")
+    error = chunk.get("error") or (chunk if event.name == "error" or chunk.get("object") == "error" else None)
+    if error:
+        return Delta(finish=failure_of_error(error))
+    usage = parse_usage(chunk.get("usage"))
+    choices = chunk.get("choices")
+    if not choices:
+        return Delta(usage=usage)
+    if not isinstance(choices, list) or not isinstance(choices[0], dict):
+        raise upstream_failed("the upstream server's stream holds a chunk without choices")
+    text, counts = _content(choices[0])
+    return Delta(text=text, count=int(counts), finish=_finish(choices[0].get("finish_reason")), usage=usage)
+
+
+def _content(choice: dict[str, Any]) -> tuple[str, bool]:
+    """Text, and whether output was made at all: reasoning is output that is not part of the answer."""
+    delta = choice.get("delta", choice)
+    if not isinstance(delta, dict):
+        raise upstream_failed("the upstream server's stream holds a chunk without a delta")
+    text = delta.get("content") if "delta" in choice else choice.get("text")
+    if text is not None and not isinstance(text, str):
+        raise upstream_failed("the upstream server's stream holds a delta that is not text")
+    reasoning = delta.get("reasoning_content") or delta.get("reasoning")
+    return text or "", bool(text or reasoning)
+
+
+def _finish(reason: Any) -> FinishReason | Failure | None:
+    if reason is None or reason == "":
+        return None
+    if reason in _ABORTED:
+        return failure_of_error({"type": "aborted"})
+    return FinishReason.LENGTH if reason == "length" else FinishReason.STOP
+
+
+def parse_usage(usage: Any) -> Usage | None:
+    """None when the server said nothing usable."""
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return Usage(
+        prompt_tokens=_whole(usage.get("prompt_tokens")),
+        completion_tokens=_whole(usage.get("completion_tokens")),
+        cached_tokens=_whole(cached),
+    )
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
