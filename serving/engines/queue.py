@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
 
-from tidegate.routing.domain import AttemptKey, Cause, Failure, Work
-
 from serving.engines.base import EngineRefused
+from tidegate.routing.domain import AttemptKey, Cause, Failure, Work
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ class TestOracleEngine(EngineContract):
 class TestOracleEngineUnpaced(EngineContract):
     """As fast as it can on the real clock: every window is as small as it gets."""
 
-    long_tokens = 6000
+    long_tokens = 150_000
 
     async def make_engine(self) -> Engine:
-        return OracleEngine(OracleSettings(slots=3, queue_limit=4, context_tokens=8192, pacing=0.0))
+        return OracleEngine(OracleSettings(slots=3, queue_limit=4, context_tokens=200_000, pacing=0.0))

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from tidegate.routing.domain import AttemptKey, Cause, InputKind, Sampling, Work
 
 from serving.engines.base import EngineRefused
 from serving.engines.queue import Waiting, WaitQueue
+from tidegate.routing.domain import AttemptKey, Cause, InputKind, Sampling, Work
 
 
 def entry(
