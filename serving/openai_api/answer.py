@@ -109,8 +109,11 @@ async def collect(events: AsyncIterator[GenerateEvent], answer: Answer) -> tuple
 
 
 class StreamedAnswer:
-    """One SSE answer. Nothing is sent before the first token (or an early `accepted`), so that a failure until
-    then still gets its own HTTP status; after it a failure is an error chunk."""
+    """One SSE answer.
+
+    Nothing is sent before the first token (or an early `accepted`), so that a failure until then still gets
+    its own HTTP status; after it a failure is an error chunk.
+    """
 
     def __init__(self, answer: Answer, stream: SseStream, *, include_usage: bool, early: bool) -> None:
         self._answer = answer

@@ -14,7 +14,7 @@ from serving.openai_api.backend import Authenticator, Caller, GenerateBackend, M
 from serving.openai_api.bodies import ChatBody, CompletionBody, GenerateBody
 from serving.openai_api.errors import json_response
 from serving.openai_api.guard import REQUEST_ID_HEADER, current_request_id, error_shape
-from serving.openai_api.options import FrontOptions
+from serving.openai_api.options import DEFAULT_OPTIONS, FrontOptions
 from serving.openai_api.render import ChatShape, CompletionShape, Shape
 from serving.openai_api.translate import parse_body, parse_headers, to_request
 from serving.openai_api.wire import ReaderLost, SseStream, failure_place, read_body
@@ -138,7 +138,7 @@ def build_routes(
     app: web.Application,
     backend: GenerateBackend,
     authenticate: Authenticator,
-    options: FrontOptions = FrontOptions(),
+    options: FrontOptions = DEFAULT_OPTIONS,
     *,
     wall_clock: Callable[[], float] = time.time,
 ) -> None:
@@ -166,7 +166,7 @@ class _NoMessages(logging.Filter):
         return True
 
 
-def make_runner(app: web.Application, options: FrontOptions = FrontOptions()) -> web.AppRunner:
+def make_runner(app: web.Application, options: FrontOptions = DEFAULT_OPTIONS) -> web.AppRunner:
     """A runner whose handlers are cancelled when their client goes away, with bounded waits everywhere."""
     server_log = logging.getLogger("serving.openai_api.http")
     if not server_log.filters:

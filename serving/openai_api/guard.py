@@ -68,9 +68,10 @@ async def _shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
 def local_guard(allowed_hosts: Iterable[str] = ()) -> Middleware:
     """Refuses what a web page in the user's browser could send to a local API.
 
-    DNS rebinding makes a page's own name point at 127.0.0.1: its requests carry that name in Host (and Origin).
-    So both must name this machine or one of `allowed_hosts` (names without port; any port is accepted), and
-    anything that changes state must be JSON, which a page cannot send across origins without asking first.
+    DNS rebinding makes a page's own name point at 127.0.0.1: its requests carry that name in Host (and
+    Origin). So both must name this machine or one of `allowed_hosts` (names without port; any port is
+    accepted), and anything that changes state must be JSON, which a page cannot send across origins without
+    asking first.
     """
     allowed = LOCAL_HOSTS | {host.lower().strip("[]") for host in allowed_hosts}
 

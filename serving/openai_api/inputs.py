@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from serving.openai_api.errors import invalid
 from tidegate.routing.domain import OnMiss, Placement
 
 PREFIX = "x-tidegate-"
@@ -46,8 +47,8 @@ class TidegateInputs(BaseModel):
     deadline_ms: _Milliseconds | None = None
     target: Annotated[float, Field(gt=0, lt=1)] | None = None
     quality: Annotated[float, Field(ge=0, le=1)] | None = None
-    placement: Annotated[Placement, BeforeValidator(_word), Field(strict=False)] | None = None
-    on_miss: Annotated[OnMiss, BeforeValidator(_word), Field(strict=False)] | None = None
+    placement: Annotated[Placement, BeforeValidator(_word)] | None = None
+    on_miss: Annotated[OnMiss, BeforeValidator(_word)] | None = None
     data_class: _Label | None = None
     session: _Session | None = None
     priority: Annotated[int, Field(ge=-10, le=10)] | None = None
@@ -63,11 +64,15 @@ class TidegateInputs(BaseModel):
 NO_INPUTS = TidegateInputs()
 
 
-def header_names(headers: Mapping[str, str]) -> dict[str, str]:
-    """The inputs among `headers` by field name: {"ttft_ms": "300"}."""
+def header_values(headers: Mapping[str, str]) -> dict[str, str]:
+    """The inputs among `headers` by field name: {"ttft_ms": "300"}. Raises ServeError when one comes twice."""
     found: dict[str, str] = {}
-    for name, value in headers.items():
-        lowered = name.lower()
-        if lowered.startswith(PREFIX) and lowered[len(PREFIX) :] not in _OUTPUTS:
-            found[lowered[len(PREFIX) :].replace("-", "_")] = value
+    for header, value in headers.items():
+        name = header.lower().removeprefix(PREFIX)
+        if len(name) == len(header) or name in _OUTPUTS:
+            continue
+        field = name.replace("-", "_")
+        if field in found:
+            raise invalid(f"The header {PREFIX}{name} may be given only once", f"{PREFIX}{name}")
+        found[field] = value
     return found

@@ -21,3 +21,6 @@ class FrontOptions:
     keepalive_s: float = 75.0
     linger_s: float = 2.0
     shutdown_s: float = 10.0
+
+
+DEFAULT_OPTIONS = FrontOptions()

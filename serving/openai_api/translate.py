@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from serving.openai_api.bodies import UNSUPPORTED, ChatBody, ChatMessage, CompletionBody, GenerateBody
 from serving.openai_api.errors import invalid
-from serving.openai_api.inputs import NO_INPUTS, PREFIX, TidegateInputs, header_names
+from serving.openai_api.inputs import NO_INPUTS, PREFIX, TidegateInputs, header_values
 from tidegate.routing.domain import (
     Budget,
     Code,
@@ -42,7 +42,7 @@ def parse_body(model: type[_Body], data: bytes) -> _Body:
 
 def parse_headers(headers: Mapping[str, str]) -> TidegateInputs:
     """The `x-tidegate-*` inputs. Raises ServeError(INVALID_ARGUMENT) naming the header."""
-    found = header_names(headers)
+    found = header_values(headers)
     if not found:
         return NO_INPUTS
     try:

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import traceback
 from collections.abc import Awaitable
-from typing import cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -102,7 +101,7 @@ async def _within(request: web.Request, stall_s: float, writing: Awaitable[None]
     except TimeoutError as error:
         if request.transport is not None:
             # Not close(): that would wait for the reader that does not read.
-            cast(asyncio.Transport, request.transport).abort()
+            request.transport.abort()
         raise ReaderLost from error
     except ConnectionError as error:
         raise ReaderLost from error
