@@ -1,0 +1,1 @@
+"""What tools/setup_env.py is made of; standard library only."""
