@@ -33,6 +33,7 @@ from tidegate.routing.domain import (
 )
 
 _log = logging.getLogger(__name__)
+_MAX_BYTES_PER_TOKEN = 256  # longer than any token: such an input is not worth sending
 _NOT_READY = Failure(Cause.UPSTREAM, "the upstream server is not ready")
 _TOO_LATE = Failure(Cause.DEADLINE, "the deadline passed in the node's queue")
 _STOPPED = Failure(Cause.DRAINING, "the node stopped")
@@ -158,6 +159,8 @@ class OpenAiHttpEngine:
     # Sequences
 
     def _sequence_of(self, work: Work) -> Sequence:
+        if len(work.input) > self._variant.context_tokens * _MAX_BYTES_PER_TOKEN:
+            raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is far longer than the context"))
         try:
             request = upstream_request(work, model=self._model, include_usage=self._settings.include_usage)
         except ValueError:
