@@ -13,7 +13,7 @@ from serving.openai_api.answer import Answer, StreamedAnswer, collect, running
 from serving.openai_api.backend import Authenticator, Caller, GenerateBackend, ModelCard
 from serving.openai_api.bodies import ChatBody, CompletionBody, GenerateBody
 from serving.openai_api.errors import json_response
-from serving.openai_api.guard import REQUEST_ID_HEADER, current_request_id, error_shape
+from serving.openai_api.guard import REQUEST_ID_HEADER, SERVER_NAME, current_request_id, error_shape
 from serving.openai_api.options import DEFAULT_OPTIONS, FrontOptions
 from serving.openai_api.render import ChatShape, CompletionShape, Shape
 from serving.openai_api.translate import parse_body, parse_headers, to_request
@@ -80,6 +80,7 @@ class _Front:
     ) -> web.StreamResponse:
         stream = SseStream(request, self._options.write_stall_s)
         stream.response.headers[REQUEST_ID_HEADER] = asked.request_id
+        stream.response.headers["Server"] = SERVER_NAME
         streamed = StreamedAnswer(answer, stream, include_usage=include_usage, early=asked.early_accept)
         try:
             async with running(self._backend, asked) as events:

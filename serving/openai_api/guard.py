@@ -21,6 +21,7 @@ log = logging.getLogger("serving.openai_api")
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 REQUEST_ID_HEADER = "x-request-id"
+SERVER_NAME = "tidegate"
 _request_id: ContextVar[str] = ContextVar("request_id")
 
 
@@ -40,6 +41,7 @@ def error_shape(options: FrontOptions) -> Middleware:
         response = await _shaped(request, handler)
         if not response.prepared:
             response.headers[REQUEST_ID_HEADER] = request_id
+            response.headers["Server"] = SERVER_NAME
             try:
                 await send_whole(request, response, options.write_stall_s)
             except ReaderLost:

@@ -65,7 +65,7 @@ NO_INPUTS = TidegateInputs()
 
 
 def header_values(headers: Mapping[str, str]) -> dict[str, str]:
-    """The inputs among `headers` by field name: {"ttft_ms": "300"}. Raises ServeError when one comes twice."""
+    """The inputs among `headers` by field name: {"ttft_ms": "300"}. Raises ServeError for doubles."""
     found: dict[str, str] = {}
     for header, value in headers.items():
         name = header.lower().removeprefix(PREFIX)

@@ -11,8 +11,8 @@ class FrontOptions:
 
     `body_timeout_s`: a request's body must be complete within it (408). `write_stall_s`: a reader that takes
     nothing for that long is cut and its generation cancelled. `keepalive_s` also bounds how long a client may
-    take for its request head. `shutdown_s`: running answers may finish that long after the runner's cleanup
-    began, then they are cancelled.
+    take for its request head. `shutdown_s`: running answers may finish that long once the runner's cleanup
+    began, then they are cancelled within the same time again; a longer drain belongs before the cleanup.
     """
 
     max_body_bytes: int = 8 * 1024 * 1024
@@ -20,7 +20,7 @@ class FrontOptions:
     write_stall_s: float = 30.0
     keepalive_s: float = 75.0
     linger_s: float = 2.0
-    shutdown_s: float = 10.0
+    shutdown_s: float = 2.0
 
 
 DEFAULT_OPTIONS = FrontOptions()
