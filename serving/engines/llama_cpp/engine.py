@@ -1,0 +1,348 @@
+"""LlamaCppEngine: the Engine seam in front of a supervised child process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import platform
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
+from serving.engines.llama_cpp import protocol
+from serving.engines.llama_cpp.catalog import file_digest, read_entry
+from serving.engines.llama_cpp.gguf_check import check_gguf
+from serving.engines.llama_cpp.ledger import Ledger, Submitted
+from serving.engines.llama_cpp.process import ChildProcess
+from serving.engines.llama_cpp.protocol import Frame, LoadState, ProtocolError
+from serving.engines.llama_cpp.settings import LlamaCppSettings
+from tidegate.routing.domain import (
+    AttemptKey,
+    CacheDelta,
+    Cause,
+    Failure,
+    ReplayClass,
+    Speeds,
+    StepBatch,
+    Variant,
+    Work,
+)
+from tidegate.routing.prefix import names_digest
+
+_LOG = logging.getLogger(__name__)
+_MAX_INPUT_BYTES = 16 * 1024 * 1024
+_FIRST_BACKOFF_S = 0.5
+_END_GRACE_S = 0.7
+
+
+class LlamaCppEngine:
+    """One GGUF model in a child process that is started again when it crashes or hangs."""
+
+    def __init__(self, settings: LlamaCppSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._ledger = Ledger()
+        self._batches: asyncio.Queue[StepBatch | None] = asyncio.Queue()
+        self._child: ChildProcess | None = None
+        self._ready = False
+        self._stopping = False
+        self._hung = False
+        self._crashes_in_a_row = 0
+        self._last_progress = clock()
+        self._digest = ""
+        self._speeds = Speeds(0.0, ())
+        self._speeds_at = clock()
+        self._held: set[bytes] = set()
+        self._pending_held: set[bytes] = set()
+        self._pending_evicted: set[bytes] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def child_pid(self) -> int | None:
+        """Process id of the running child."""
+        return self._child.pid if self._child is not None else None
+
+    async def start(self) -> EngineInfo:
+        """Checks the file, loads and measures. Raises EngineUnavailable."""
+        path = self._settings.model_path
+        header = await asyncio.to_thread(check_gguf, path)
+        entry = await asyncio.to_thread(read_entry, path)
+        self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
+        child, ready = await self._launch()
+        variant = Variant(
+            model=self._settings.model,
+            digest=self._digest,
+            quantization=entry.quantization if entry else header.quantization,
+            context_tokens=min(self._settings.context_tokens, ready["context_train"]),
+            perplexity=entry.perplexity if entry else None,
+            capabilities=frozenset(
+                {"chat", "text", "token_ids"} if ready["template"] else {"text", "token_ids"}
+            ),
+            aliases=self._settings.aliases,
+        )
+        self._tasks = [
+            asyncio.create_task(self._supervise(child), name="llama-supervise"),
+            asyncio.create_task(self._watch(), name="llama-watch"),
+        ]
+        return EngineInfo(
+            variants=(variant,),
+            slots=self._settings.slots,
+            queue_limit=self._settings.queue_limit,
+            build=ready["build"],
+            replay_class=ReplayClass.TOKENS,
+            replay_digest=_replay_digest(self._digest, ready, self._settings.kv_type),
+            hardware_class=hardware_class(self._settings.threads, self._settings.n_gpu_layers),
+            speeds=self._current_speeds(),
+        )
+
+    def submit(self, work: Work) -> None:
+        if self._stopping:
+            raise EngineRefused(Failure(Cause.DRAINING, "the engine is stopping"))
+        if work.variant_digest and work.variant_digest != self._digest:
+            raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "another variant is loaded"))
+        if work.key in self._ledger:
+            raise EngineRefused(Failure(Cause.FENCED, "this attempt runs already"))
+        limit = self._settings.slots + self._settings.queue_limit
+        if len(self._ledger) >= limit:
+            raise EngineRefused(Failure(Cause.OVERLOADED, f"{limit} sequences run or wait already"))
+        entry = self._ledger.add(work, _input_text(work), self._clock())
+        if self._idle.is_set():
+            self._idle.clear()
+            self._last_progress = self._clock()
+        if self._ready:
+            self._send(entry)
+
+    def _send(self, entry: Submitted) -> None:
+        if self._child is not None:
+            waited_ms = (self._clock() - entry.submitted_at) * 1000.0
+            self._child.send(protocol.pack_work(entry.sid, entry.work, entry.text, waited_ms))
+            entry.sent = True
+            entry.text = ""
+
+    def cancel(self, key: AttemptKey) -> None:
+        entry = self._ledger.cancel(key)
+        if entry is None:
+            return
+        if entry.sent and self._child is not None:
+            self._child.send({"t": "cancel", "sid": entry.sid})
+        self._note_idle()
+
+    def load(self) -> EngineLoad:
+        reported = self._ledger.reported
+        _, unseen_prompt, unseen_answer = self._ledger.unseen_tokens()
+        occupied = self._ledger.occupied
+        running = min(occupied, self._settings.slots)
+        age_ms = (self._clock() - self._last_progress) * 1000.0 if occupied else 0.0
+        return EngineLoad(
+            ready=self._ready and not self._stopping,
+            running=running,
+            queued=occupied - running,
+            pending_prefill_tokens=reported.pending_prefill_tokens + unseen_prompt,
+            pending_decode_tokens=reported.pending_decode_tokens + unseen_answer,
+            free_cache_tokens=reported.free_cache_tokens,
+            progress_age_ms=age_ms,
+            speeds=self._current_speeds(),
+        )
+
+    def _current_speeds(self) -> Speeds:
+        age_ms = (self._clock() - self._speeds_at) * 1000.0
+        return Speeds(self._speeds.prefill_tokens_per_s, self._speeds.decode, age_ms)
+
+    async def steps(self) -> AsyncIterator[StepBatch]:
+        while (batch := await self._batches.get()) is not None:
+            yield batch
+
+    def cache_changes(self) -> CacheDelta | None:
+        held, evicted = self._pending_held, self._pending_evicted
+        if not held and not evicted:
+            return None
+        self._pending_held, self._pending_evicted = set(), set()
+        return CacheDelta(tuple(sorted(held)), tuple(sorted(evicted)), names_digest(self._held))
+
+    def cache_full(self) -> CacheDelta:
+        return CacheDelta(held=tuple(sorted(self._held)), digest=names_digest(self._held), full=True)
+
+    async def stop(self, grace_s: float) -> None:
+        self._stopping = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        self._fail_all(Failure(Cause.DRAINING, "the engine was stopped"))
+        self._batches.put_nowait(None)
+
+    async def _launch(self) -> tuple[ChildProcess, Frame]:
+        """A child that is ready. Raises EngineUnavailable."""
+        config = self._settings.child_config()
+        try:
+            child = await ChildProcess.spawn(config, bounded_spin=self._settings.bounded_spin)
+        except OSError as error:
+            raise EngineUnavailable(f"the engine process cannot be started: {error}") from error
+        try:
+            ready = await asyncio.wait_for(child.receive(), self._settings.load_timeout_s)
+            if ready is None or ready["t"] != "ready":
+                detail = (
+                    "its process died while loading (out of memory?)" if ready is None else ready["detail"]
+                )
+                raise EngineUnavailable(f"the model {self._settings.model_path} cannot be loaded: {detail}")
+        except TimeoutError:
+            await child.end(0.0)
+            raise EngineUnavailable(
+                f"the model did not load within {self._settings.load_timeout_s:g} s (load_timeout_s)"
+            ) from None
+        except BaseException:
+            await child.end(0.0)
+            raise
+        self._take_over(child, ready)
+        return child, ready
+
+    def _take_over(self, child: ChildProcess, ready: Frame) -> None:
+        self._child = child
+        self._take_speeds(ready["speeds"])
+        free = self._settings.slots * self._settings.context_tokens
+        self._ledger.reported = LoadState(free_cache_tokens=free, seen=self._ledger.reported.seen)
+        self._last_progress = self._clock()
+        self._hung = False
+        self._ready = True
+        _LOG.info(
+            "engine child %d is ready: loaded in %.0f ms, measured in %.0f ms",
+            child.pid,
+            ready["load_ms"],
+            ready["measure_ms"],
+        )
+        for entry in self._ledger:
+            self._send(entry)
+
+    async def _supervise(self, child: ChildProcess) -> None:
+        """Owns the child: reads it to its end, fails what it ran, and starts the next one."""
+        while True:
+            try:
+                await self._read(child)
+            except ProtocolError as error:
+                _LOG.error("engine child %d: %s", child.pid, error)
+            finally:
+                self._ready, self._child = False, None
+                child_ended = asyncio.ensure_future(child.end(0.0 if not self._stopping else _END_GRACE_S))
+                status = await asyncio.shield(child_ended)
+            failure = self._why(status)
+            _LOG.error("engine child %d ended: %s", child.pid, failure.detail)
+            self._fail_all(failure)
+            child = await self._relaunch()
+
+    def _why(self, status: int) -> Failure:
+        if self._hung:
+            limit = self._settings.hang_timeout_s
+            return Failure(Cause.ENGINE_HUNG, f"the engine made no step for {limit:g} s and was ended")
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return Failure(Cause.ENGINE_CRASHED, f"the engine process ended {how}")
+
+    async def _relaunch(self) -> ChildProcess:
+        """Tries until a child is ready. The first try after progress is made at once."""
+        while True:
+            self._crashes_in_a_row += 1
+            if self._crashes_in_a_row > 1:
+                pause = _FIRST_BACKOFF_S * 2.0 ** min(self._crashes_in_a_row - 2, 10)
+                await asyncio.sleep(min(pause, self._settings.restart_backoff_max_s))
+            try:
+                return (await self._launch())[0]
+            except EngineUnavailable as error:
+                _LOG.error("engine child cannot be started again: %s", error)
+                self._fail_all(Failure(Cause.ENGINE_CRASHED, "the engine cannot be started again"))
+
+    async def _read(self, child: ChildProcess) -> None:
+        while (frame := await child.receive()) is not None:
+            if frame["t"] == "step":
+                self._take_step(frame)
+
+    def _take_step(self, frame: Frame) -> None:
+        self._last_progress = self._clock()
+        self._crashes_in_a_row = 0
+        self._ledger.reported = LoadState(*frame["load"])
+        for sid in frame["freed"]:
+            self._ledger.freed(sid)
+        self._take_cache(frame)
+        if "speeds" in frame:
+            self._take_speeds(frame["speeds"])
+        outputs = []
+        for item in frame["out"]:
+            entry = self._ledger.get(item[0])
+            if entry is None:
+                if item[-1]:
+                    self._ledger.freed(item[0])
+                continue
+            output = protocol.unpack_emission(item, entry.work.key)
+            entry.next_index = output.first_index + output.count
+            if output.finish is not None:
+                self._ledger.ended(entry.sid)
+            outputs.append(output)
+        if outputs:
+            self._batches.put_nowait(StepBatch(tuple(outputs)))
+        self._note_idle()
+
+    def _take_cache(self, frame: Frame) -> None:
+        held = {bytes.fromhex(name) for name in frame.get("held", ())}
+        evicted = {bytes.fromhex(name) for name in frame.get("evicted", ())}
+        self._change_cache(held, evicted)
+
+    def _change_cache(self, held: set[bytes], evicted: set[bytes]) -> None:
+        self._held = (self._held | held) - evicted
+        self._pending_held = (self._pending_held | held) - evicted
+        self._pending_evicted = (self._pending_evicted | evicted) - held
+
+    def _take_speeds(self, speeds: list[Any]) -> None:
+        self._speeds = Speeds(speeds[0], tuple((int(size), float(rate)) for size, rate in speeds[1]))
+        self._speeds_at = self._clock()
+
+    def _fail_all(self, failure: Failure) -> None:
+        outputs = self._ledger.fail_all(failure)
+        if outputs:
+            self._batches.put_nowait(StepBatch(outputs))
+        self._change_cache(set(), set(self._held))
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._ledger.occupied:
+            self._idle.set()
+
+    async def _watch(self) -> None:
+        """Ends a child that runs work and makes no step."""
+        limit = self._settings.hang_timeout_s
+        while True:
+            await asyncio.sleep(limit / 8)
+            child = self._child
+            stuck = self._clock() - self._last_progress > limit
+            if child is not None and self._ledger.occupied and stuck and not self._hung:
+                self._hung = True
+                child.kill()
+
+
+def _input_text(work: Work) -> str:
+    if len(work.input) > _MAX_INPUT_BYTES:
+        raise EngineRefused(
+            Failure(Cause.INVALID_INPUT, f"the input of {len(work.input)} bytes is over {_MAX_INPUT_BYTES}")
+        )
+    try:
+        return work.input.decode("utf-8")
+    except UnicodeDecodeError:
+        raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is no UTF-8")) from None
+
+
+def _replay_digest(digest: str, ready: Frame, kv_type: str) -> str:
+    parts = "\0".join((digest, ready["build"], kv_type, ready["template"]))
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def hardware_class(threads: int, n_gpu_layers: int) -> str:
+    """Processor and thread count: nodes of one class learn from each other's speeds."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    gpu = "" if n_gpu_layers == 0 else "+gpu"
+    return f"{name}/{threads}t{gpu}"

@@ -1,0 +1,87 @@
+"""From the input of work to prompt tokens, in its own thread so that a long text does not stall a step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.engines.llama_cpp.native import Model, NativeError, Tokens
+from serving.engines.llama_cpp.sequence import Prepared
+from serving.engines.llama_cpp.template import ChatTemplate, PromptError
+from tidegate.routing.domain import Cause, Failure, InputKind, Work
+from tidegate.routing.prefix import parse_canonical
+
+_EMPTY = np.zeros(0, np.int32)
+# No vocabulary in use has longer tokens; a text with more bytes than this per token of context cannot fit.
+_MAX_TOKEN_BYTES = 512
+
+
+class InputPreparer:
+    """Renders and tokenises one work after the other and hands each to `done`, in order."""
+
+    def __init__(
+        self,
+        model: Model,
+        template: ChatTemplate | None,
+        context_tokens: int,
+        done: Callable[[Prepared], None],
+    ) -> None:
+        self._model = model
+        self._template = template
+        self._context_tokens = context_tokens
+        self._done = done
+        self._waiting: queue.SimpleQueue[tuple[int, Work, float]] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="prepare-input", daemon=True).start()
+
+    def put(self, sid: int, work: Work, arrived_ms: float) -> None:
+        self._waiting.put((sid, work, arrived_ms))
+
+    def _run(self) -> None:
+        while True:
+            sid, work, arrived_ms = self._waiting.get()
+            self._done(self.prepare(sid, work, arrived_ms))
+
+    def prepare(self, sid: int, work: Work, arrived_ms: float) -> Prepared:
+        """Never raises: what is wrong with the input is in the result."""
+        try:
+            prompt = self._tokens(work)
+        except (PromptError, NativeError, ValueError) as error:
+            detail = str(error) if isinstance(error, PromptError) else "the input is malformed"
+            failure = Failure(Cause.INVALID_INPUT, detail)
+            return Prepared(sid, work, _EMPTY, 0, arrived_ms, failure)
+        replayed = np.array(work.replay_token_ids, np.int32)
+        whole = np.concatenate([prompt, replayed])
+        return Prepared(sid, work, whole, len(prompt), arrived_ms, self._check(work, prompt, whole))
+
+    def _tokens(self, work: Work) -> Tokens:
+        if len(work.input) > self._context_tokens * _MAX_TOKEN_BYTES:
+            raise PromptError(
+                f"a prompt of {len(work.input)} bytes cannot fit a context of {self._context_tokens} tokens"
+            )
+        if work.input_kind is InputKind.TEXT:
+            return self._model.tokenize(work.input.decode(), add_special=True, parse_special=False)
+        if self._template is None:
+            raise PromptError("the model has no chat template, so it takes text prompts only")
+        return self._template.tokenize(parse_canonical(work.input))
+
+    def _check(self, work: Work, prompt: Tokens, whole: Tokens) -> Failure | None:
+        problem = ""
+        if len(prompt) == 0:
+            problem = "the prompt is empty"
+        elif len(whole) >= self._context_tokens:
+            problem = (
+                f"the prompt has {len(whole)} tokens, but the context of {self._context_tokens} tokens "
+                "must hold it and at least one token of the answer"
+            )
+        elif len(work.replay_token_ids) != work.start_index:
+            problem = f"start_index {work.start_index} needs as many tokens to replay, not " + str(
+                len(work.replay_token_ids)
+            )
+        elif any(not 0 <= token < self._model.n_vocab for token in work.replay_token_ids):
+            problem = "a token to replay is not in the vocabulary"
+        return Failure(Cause.INVALID_INPUT, problem) if problem else None

@@ -1,0 +1,211 @@
+"""Frames between the engine in the daemon and its child: a 4-byte big-endian length, then JSON.
+
+JSON and never pickle: a child taken over by a hostile model file can send the daemon values, not code.
+To the child: config (once), work, cancel. From it: ready or refused (once), then one step frame per engine
+step, which also goes out when nothing was computed but the state changed.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tidegate.routing.domain import (
+    AttemptKey,
+    Cause,
+    Failure,
+    Finish,
+    FinishReason,
+    FirstToken,
+    InputKind,
+    Sampling,
+    SequenceOutput,
+    Usage,
+    Work,
+)
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+HEADER = struct.Struct(">I")
+
+Frame = dict[str, Any]
+
+
+class ProtocolError(Exception):
+    """The other side sent what is no frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildConfig:
+    """What the child is told at start; see LlamaCppSettings for the meaning."""
+
+    model_path: str
+    n_gpu_layers: int
+    threads: int
+    slots: int
+    context_tokens: int
+    n_batch: int
+    prefill_chunk: int
+    step_guard_ms: float
+    kv_type: str
+    chat_template: str
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    debug: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadState:
+    """The child's load after a step. `seen` is the highest sequence number it has received and tokenised."""
+
+    running: int = 0
+    queued: int = 0
+    pending_prefill_tokens: int = 0
+    pending_decode_tokens: int = 0
+    free_cache_tokens: int = 0
+    seen: int = 0
+
+
+def encode(frame: Frame) -> bytes:
+    body = json.dumps(frame, separators=(",", ":")).encode()
+    if len(body) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a frame of {len(body)} bytes is over the limit")
+    return HEADER.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Frame:
+    """Raises ProtocolError."""
+    try:
+        frame = json.loads(body)
+    except ValueError as error:
+        raise ProtocolError("a frame is no JSON") from error
+    if not isinstance(frame, dict) or not isinstance(frame.get("t"), str):
+        raise ProtocolError("a frame has no type")
+    return frame
+
+
+def body_length(header: bytes) -> int:
+    """Raises ProtocolError."""
+    length: int = HEADER.unpack(header)[0]
+    if length > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a frame of {length} bytes is over the limit")
+    return length
+
+
+def receive(sock: socket.socket) -> Frame | None:
+    """The next frame; None when the other side is gone. Blocks. Raises ProtocolError."""
+    header = _receive_exactly(sock, HEADER.size)
+    if header is None:
+        return None
+    body = _receive_exactly(sock, body_length(header))
+    return None if body is None else decode(body)
+
+
+def _receive_exactly(sock: socket.socket, count: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < count:
+        try:
+            part = sock.recv(min(count - len(data), 1 << 20))
+        except (ConnectionError, OSError):
+            return None
+        if not part:
+            return None
+        data += part
+    return bytes(data)
+
+
+def pack_work(sid: int, work: Work, text: str, waited_ms: float) -> Frame:
+    """`text` is the decoded input; `waited_ms` passed since the work was submitted."""
+    return {
+        "t": "work",
+        "sid": sid,
+        "request_id": work.key.request_id,
+        "attempt_no": work.key.attempt_no,
+        "tenant": work.tenant,
+        "kind": work.input_kind.value,
+        "text": text,
+        "sampling": asdict(work.sampling),
+        "max_tokens": work.max_tokens,
+        "stop": list(work.stop),
+        "prefix": [name.hex() for name in work.prefix_hashes],
+        "remaining_ms": None if work.remaining_ms is None else work.remaining_ms - waited_ms,
+        "ttft_remaining_ms": None if work.ttft_remaining_ms is None else work.ttft_remaining_ms - waited_ms,
+        "priority": work.priority,
+        "start_index": work.start_index,
+        "replay": list(work.replay_token_ids),
+        "waited_ms": waited_ms,
+    }
+
+
+def unpack_work(frame: Frame) -> Work:
+    return Work(
+        key=AttemptKey(frame["request_id"], frame["attempt_no"]),
+        tenant=frame["tenant"],
+        variant_digest="",
+        input_kind=InputKind(frame["kind"]),
+        input=frame["text"].encode(),
+        sampling=Sampling(**frame["sampling"]),
+        max_tokens=frame["max_tokens"],
+        stop=tuple(frame["stop"]),
+        prefix_hashes=tuple(bytes.fromhex(name) for name in frame["prefix"]),
+        remaining_ms=frame["remaining_ms"],
+        ttft_remaining_ms=frame["ttft_remaining_ms"],
+        priority=frame["priority"],
+        start_index=frame["start_index"],
+        replay_token_ids=tuple(frame["replay"]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """What one step gave one sequence, named by its number."""
+
+    sid: int
+    first_index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    first_token: FirstToken | None = None
+    finish: Finish | None = None
+
+
+def pack_emission(emission: Emission) -> list[Any]:
+    first, finish = emission.first_token, emission.finish
+    return [
+        emission.sid,
+        emission.first_index,
+        emission.token_ids,
+        emission.text,
+        first
+        and [first.queue_ms, first.prefill_ms, first.cached_tokens, first.batch_size, first.prompt_tokens],
+        finish and _pack_finish(finish),
+    ]
+
+
+def unpack_emission(item: list[Any], key: AttemptKey) -> SequenceOutput:
+    _, first_index, token_ids, text, first, finish = item
+    return SequenceOutput(
+        key=key,
+        first_index=first_index,
+        count=len(token_ids),
+        token_ids=tuple(token_ids),
+        text=text,
+        first_token=FirstToken(*first) if first else None,
+        finish=_unpack_finish(finish) if finish else None,
+    )
+
+
+def _pack_finish(finish: Finish) -> list[Any]:
+    usage = [finish.usage.prompt_tokens, finish.usage.completion_tokens, finish.usage.cached_tokens]
+    if isinstance(finish.result, Failure):
+        return [usage, None, finish.result.cause.value, finish.result.detail]
+    return [usage, finish.result.value, None, ""]
+
+
+def _unpack_finish(item: list[Any]) -> Finish:
+    usage, reason, cause, detail = item
+    result = FinishReason(reason) if cause is None else Failure(Cause(cause), detail)
+    return Finish(result, Usage(*usage))

@@ -1,0 +1,110 @@
+"""One chain of llama.cpp samplers per sequence."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TypeVar
+
+from serving.engines.llama_cpp.native import C, Context, Model, Tokens
+from tidegate.routing.domain import Sampling
+
+_T = TypeVar("_T", int, float)
+
+_REPEAT_WINDOW = 64
+_SEED_MASK = 0xFFFF_FFFF
+# llama.cpp takes this seed for "a random one".
+_RANDOM_SEED = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What holds where a request says nothing."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+
+def position_seed(seed: int, index: int) -> int:
+    """A seed per output index (SplitMix64), so that a replayed sequence goes on with the same draws."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) & 0xFFFF_FFFF_FFFF_FFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFF_FFFF_FFFF_FFFF
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFF_FFFF_FFFF_FFFF
+    result = (mixed ^ (mixed >> 31)) & _SEED_MASK
+    return result if result != _RANDOM_SEED else 0
+
+
+class SamplerChain:
+    """Chooses tokens for one sequence. Must be closed.
+
+    Order: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 draws the likeliest token.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampling: Sampling,
+        defaults: SamplingDefaults,
+        prompt: Tokens,
+        context_tokens: int,
+    ) -> None:
+        self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        self._length = 0
+        self._seed: int | None = None
+        self._add_penalties(model, sampling, prompt, context_tokens)
+        temperature = _or(sampling.temperature, defaults.temperature)
+        if temperature <= 0.0:
+            self._add(C.llama_sampler_init_greedy())
+            return
+        top_k, top_p = _or(sampling.top_k, defaults.top_k), _or(sampling.top_p, defaults.top_p)
+        min_p = _or(sampling.min_p, defaults.min_p)
+        if top_k > 0:
+            self._add(C.llama_sampler_init_top_k(top_k))
+        if top_p < 1.0:
+            self._add(C.llama_sampler_init_top_p(top_p, 1))
+        if min_p > 0.0:
+            self._add(C.llama_sampler_init_min_p(min_p, 1))
+        self._add(C.llama_sampler_init_temp(temperature))
+        self._seed = sampling.seed
+        seed = secrets.randbelow(_RANDOM_SEED) if self._seed is None else position_seed(self._seed, 0)
+        self._add(C.llama_sampler_init_dist(seed))
+
+    def _add_penalties(self, model: Model, sampling: Sampling, prompt: Tokens, context_tokens: int) -> None:
+        repeat = _or(sampling.repeat_penalty, 1.0)
+        if repeat != 1.0:
+            sampler = C.llama_sampler_init_penalties(model.n_vocab, _REPEAT_WINDOW, repeat, 0.0, 0.0)
+            for token in prompt[-_REPEAT_WINDOW:].tolist():
+                C.llama_sampler_accept(sampler, token)
+            self._add(sampler)
+        frequency, presence = _or(sampling.frequency_penalty, 0.0), _or(sampling.presence_penalty, 0.0)
+        if frequency != 0.0 or presence != 0.0:
+            # These count the answer only, all of it, as OpenAI's API defines them.
+            self._add(C.llama_sampler_init_penalties(model.n_vocab, context_tokens, 1.0, frequency, presence))
+
+    def _add(self, sampler: object) -> None:
+        C.llama_sampler_chain_add(self._chain, sampler)
+        self._length += 1
+
+    def sample(self, context: Context, entry: int, index: int) -> int:
+        """The token at output `index`, from the logits of batch entry `entry`."""
+        if self._seed is not None:
+            last = self._length - 1
+            C.llama_sampler_free(C.llama_sampler_chain_remove(self._chain, last))
+            C.llama_sampler_chain_add(
+                self._chain, C.llama_sampler_init_dist(position_seed(self._seed, index))
+            )
+        token: int = C.llama_sampler_sample(self._chain, context.handle, entry)
+        return token
+
+    def replay(self, token: int) -> None:
+        """Counts a token that was chosen elsewhere."""
+        C.llama_sampler_accept(self._chain, token)
+
+    def close(self) -> None:
+        C.llama_sampler_free(self._chain)
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

@@ -1,0 +1,92 @@
+"""What an operator sets about a llama.cpp engine, and the part of it that its child process gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.engines.llama_cpp.protocol import ChildConfig
+
+
+class DefaultSampling(BaseModel):
+    """Sampling where a request says nothing. The values are llama.cpp's own defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(default=0.8, ge=0.0, description="0 is greedy.")
+    top_k: int = Field(default=40, ge=0, description="Keep the k likeliest tokens; 0 keeps all.")
+    top_p: float = Field(
+        default=0.95, gt=0.0, le=1.0, description="Keep the likeliest tokens up to this mass."
+    )
+    min_p: float = Field(
+        default=0.05, ge=0.0, le=1.0, description="Drop tokens below this share of the likeliest."
+    )
+
+
+class LlamaCppSettings(BaseModel):
+    """One GGUF model served by llama.cpp."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_path: Path = Field(description="The GGUF file.")
+    model: str = Field(min_length=1, description="The name that users ask for.")
+    aliases: tuple[str, ...] = Field(default=(), description="Further names of the model.")
+    n_gpu_layers: int = Field(default=0, ge=-1, description="Layers offloaded to a GPU; -1 offloads all.")
+    threads: int = Field(
+        default=1,
+        ge=1,
+        description="Threads that compute. As many as cores is fastest on an otherwise idle machine and much "
+        "slower when anything else runs, because waiting threads spin.",
+    )
+    slots: int = Field(default=4, ge=1, le=64, description="Sequences that run at once.")
+    context_tokens: int = Field(default=2048, ge=256, description="Prompt and answer together, per sequence.")
+    queue_limit: int = Field(default=16, ge=0, description="Sequences that may wait for a slot.")
+    n_batch: int = Field(default=512, ge=32, description="Most tokens that one step computes.")
+    prefill_chunk: int = Field(
+        default=256,
+        ge=16,
+        description="Most prompt tokens that one step computes when no sequence is answering.",
+    )
+    step_guard_ms: float = Field(
+        default=120.0,
+        gt=0.0,
+        description="How long prompt tokens may make one step while sequences are answering.",
+    )
+    kv_type: Literal["f16", "q8_0"] = Field(
+        default="f16", description="q8_0 halves the memory of the cache and costs about 15 % of the speed."
+    )
+    chat_template: str = Field(
+        default="", description="Jinja template instead of the one inside the GGUF file."
+    )
+    sampling: DefaultSampling = Field(default=DefaultSampling(), description="Defaults of requests.")
+    load_timeout_s: float = Field(default=120.0, gt=0.0, description="Longest time to load the model.")
+    hang_timeout_s: float = Field(
+        default=20.0, gt=0.0, description="Without a step for this long, it is restarted."
+    )
+    restart_backoff_max_s: float = Field(default=30.0, gt=0.0, description="Longest pause between restarts.")
+    bounded_spin: bool = Field(
+        default=False, description="Let waiting threads sleep early: for several threads on shared cores."
+    )
+    debug: bool = Field(default=False, description="Let llama.cpp write its log to standard error.")
+
+    def child_config(self) -> ChildConfig:
+        """The part of the settings that the child process needs."""
+        return ChildConfig(
+            model_path=str(self.model_path),
+            n_gpu_layers=self.n_gpu_layers,
+            threads=self.threads,
+            slots=self.slots,
+            context_tokens=self.context_tokens,
+            n_batch=max(self.n_batch, self.slots + 16),
+            prefill_chunk=self.prefill_chunk,
+            step_guard_ms=self.step_guard_ms,
+            kv_type=self.kv_type,
+            chat_template=self.chat_template,
+            temperature=self.sampling.temperature,
+            top_k=self.sampling.top_k,
+            top_p=self.sampling.top_p,
+            min_p=self.sampling.min_p,
+            debug=self.debug,
+        )
