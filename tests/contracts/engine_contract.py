@@ -12,10 +12,10 @@ Every test gets an engine of its own, started and stopped by the `rec` fixture. 
 attribute: `prompt` (TEXT that the model goes on with for at least `long_tokens` tokens under greedy
 sampling), `chat` (a user's words), `long_tokens` (an answer long enough to be caught running),
 `short_tokens`, `timeout_s` (of each wait), `too_long` (TEXT longer than the context, None where the engine
-cannot know),
-`utf8_prompt` (TEXT whose answer has multi-byte characters), `counts_tokens` (False for engines that count
-deltas), `counts_prefill` (False where prompt tokens are unknown before the first token). Override `work()`
-for anything else. A class may be marked `pytest.mark.looptime` if the engine keeps to the loop's clock.
+cannot know), `utf8_prompt` (TEXT whose answer has multi-byte characters), `counts_tokens` (False for engines
+that count deltas), `counts_prefill` (False where prompt tokens are unknown before the first token). Override
+`work()` for anything else. A class may be marked `pytest.mark.looptime` if the engine keeps to the loop's
+clock.
 """
 
 from __future__ import annotations
