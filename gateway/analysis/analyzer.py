@@ -1,0 +1,114 @@
+"""What is known about a prompt before routing: tokens, prefix names, difficulty. No prompt is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gateway.analysis.difficulty import DifficultyModel
+from gateway.analysis.tokens import TEMPLATE_TOKENS, estimate_chat_tokens, estimate_tokens
+from tidegate.routing.domain import Analysis, GenerateRequest, Message, Role
+from tidegate.routing.prefix import BLOCK_BYTES, canonical_bytes, prefix_names
+
+MIN_KEY_BYTES = 16
+# 64 KiB: naming costs about 3 us a block, and the whole analysis has a millisecond.
+MAX_BLOCKS = 128
+_MAX_TENANT_KEYS = 1024
+
+
+class Analyzer:
+    """Analyses requests; one per gateway, used on its event loop.
+
+    `prefix_key` is the fleet's secret, equal on all gateways that share nodes; each tenant's prefixes are
+    named under a key derived from it, so one tenant cannot learn what another's prompts begin with.
+    `generation` rotates all derived keys. `model_path` replaces the shipped difficulty prior.
+    """
+
+    def __init__(
+        self,
+        prefix_key: bytes,
+        *,
+        generation: int = 0,
+        model_path: Path | None = None,
+        max_blocks: int = MAX_BLOCKS,
+    ) -> None:
+        """Raises ValueError for a short key, ModelUnusable for a bad model."""
+        if len(prefix_key) < MIN_KEY_BYTES:
+            raise ValueError(f"prefix_key must have at least {MIN_KEY_BYTES} bytes")
+        self._prefix_key = prefix_key
+        self._generation = generation
+        self._max_blocks = max_blocks
+        self._model = DifficultyModel(model_path)
+        self._tenant_keys: OrderedDict[str, bytes] = OrderedDict()
+
+    def analyze(self, request: GenerateRequest) -> Analysis:
+        """Bounded work whatever the prompt's length; never raises for any text."""
+        if request.prompt is not None:
+            asking, total_chars, turns = request.prompt, len(request.prompt), 1
+            tokens = estimate_tokens(request.prompt)
+        else:
+            asking = _asking_text(request.messages)
+            total_chars = sum(len(m.content) for m in request.messages)
+            turns = sum(m.role is Role.USER for m in request.messages)
+            tokens = estimate_chat_tokens(request.messages) if request.messages else TEMPLATE_TOKENS
+        return Analysis(
+            prompt_tokens=max(tokens, 1),
+            difficulty=self._model.difficulty(asking, total_chars=total_chars, turns=turns),
+            prefix_hashes=self.prefix_hashes(request),
+        )
+
+    def prefix_hashes(self, request: GenerateRequest) -> tuple[bytes, ...]:
+        """Names of the leading blocks of the request's input; none for text that is not valid Unicode."""
+        limit = self._max_blocks * BLOCK_BYTES
+        try:
+            if request.prompt is not None:
+                data = request.prompt[:limit].encode("utf-8")[:limit]
+            else:
+                data = _leading_bytes(request.messages, limit)
+        except UnicodeEncodeError:
+            return ()
+        return prefix_names(data, self._tenant_key(request.tenant), max_blocks=self._max_blocks)
+
+    def _tenant_key(self, tenant: str) -> bytes:
+        key = self._tenant_keys.get(tenant)
+        if key is None:
+            label = b"tidegate prefix names\0%d\0" % self._generation
+            key = hmac.digest(
+                self._prefix_key, label + tenant.encode("utf-8", "surrogatepass"), hashlib.sha256
+            )
+            self._tenant_keys[tenant] = key
+            if len(self._tenant_keys) > _MAX_TENANT_KEYS:
+                self._tenant_keys.popitem(last=False)
+        return key
+
+
+def _asking_text(messages: Sequence[Message]) -> str:
+    """The last user message: what is asked now. Without one, whatever came last."""
+    for message in reversed(messages):
+        if message.role is Role.USER:
+            return message.content
+    return messages[-1].content if messages else ""
+
+
+def _leading_bytes(messages: Sequence[Message], limit: int) -> bytes:
+    """The first `limit` canonical bytes, encoding no more text than they need.
+
+    A content cut to as many characters as bytes are wanted still fills them, as no character takes less than
+    a byte, so what its cutting changed lies beyond the limit.
+    """
+    parts: list[bytes] = []
+    size = 0
+    for message in messages:
+        wanted = limit - size
+        if wanted <= 0:
+            break
+        if len(message.content) > wanted:
+            message = replace(message, content=message.content[:wanted])
+        part = canonical_bytes((message,))
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)[:limit]

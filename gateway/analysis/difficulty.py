@@ -1,0 +1,75 @@
+"""The one door to onnxruntime: a prompt's difficulty in [0, 1] from a small graph.
+
+Graph contract (metadata `tidegate.features` must name FEATURE_SET): inputs `ids` int64[n], `scale` float[1]
+(1 / sqrt(n)) and `dense` float[k]; output `difficulty` float[1]. Whoever fits a better model keeps to it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from gateway.analysis.features import BUCKETS, DENSE_NAMES, capped, dense, ngram_ids, words_of
+
+PRIOR_PATH = Path(__file__).with_name("prior.onnx")
+FEATURE_SET = f"words-v1:{BUCKETS}:{len(DENSE_NAMES)}"
+MAX_MODEL_BYTES = 2 * 1024 * 1024
+
+
+class ModelUnusable(Exception):
+    """The difficulty model cannot be used; the message says which file and why."""
+
+
+class DifficultyModel:
+    """A loaded graph. Single-threaded: at this size a thread pool only adds jitter and memory."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Loads the shipped prior, or the model at `path`. Raises ModelUnusable."""
+        self._path = path or PRIOR_PATH
+        self._session = _load(self._path)
+        features = self._session.get_modelmeta().custom_metadata_map.get("tidegate.features", "")
+        if features != FEATURE_SET:
+            raise ModelUnusable(
+                f"{self._path}: made for features {features!r}, this gateway has {FEATURE_SET!r}"
+            )
+
+    def difficulty(self, text: str, *, total_chars: int, turns: int) -> float:
+        """Of the text that asks; `total_chars` and `turns` describe the conversation around it."""
+        head_and_tail = capped(text)
+        words = words_of(head_and_tail)
+        ids = ngram_ids(words)
+        numbers = dense(head_and_tail, words, total_chars=total_chars, turns=turns)
+        (result,) = self._session.run(
+            None,
+            {
+                "ids": np.array(ids, dtype=np.int64),
+                "scale": np.array([1.0 / math.sqrt(len(ids))], dtype=np.float32),
+                "dense": np.array(numbers, dtype=np.float32),
+            },
+        )
+        value = float(result[0])
+        return min(max(value, 0.0), 1.0) if math.isfinite(value) else 1.0
+
+
+def _load(path: Path) -> ort.InferenceSession:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelUnusable(f"{path}: {error.strerror or error}") from error
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelUnusable(f"{path}: {len(data)} bytes, at most {MAX_MODEL_BYTES} are allowed")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises many unrelated types for a bad file
+        raise ModelUnusable(f"{path}: not a usable ONNX model") from error
