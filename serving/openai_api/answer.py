@@ -94,18 +94,24 @@ def _cut_short() -> ServeError:
 
 
 async def collect(events: AsyncIterator[GenerateEvent], answer: Answer) -> tuple[str, Finished]:
-    """The whole text. A restart voids what came before, unseen by the client. Raises ServeError."""
+    """The whole text. A restart voids what came before, unseen by the client. Raises ServeError.
+
+    Events are read to their natural end: closing them after the last one would look like a cancel.
+    """
     texts: list[str] = []
+    finished: Finished | None = None
     async for event in events:
         if isinstance(event, Chunk):
             texts.append(event.text)
         elif isinstance(event, Finished):
-            return "".join(texts), _checked(event)
+            finished = event
         else:
             if isinstance(event, Restarted):
                 texts.clear()
             answer.note(event)
-    raise _cut_short()
+    if finished is None:
+        raise _cut_short()
+    return "".join(texts), _checked(finished)
 
 
 class StreamedAnswer:
@@ -122,6 +128,7 @@ class StreamedAnswer:
         self._early = early
         self._shape: Shape | None = None
         self._sent_text = False
+        self._ended = False
 
     async def run(self, events: AsyncIterator[GenerateEvent]) -> web.StreamResponse:
         """Raises ReaderLost, and while nothing was sent whatever the backend raised."""
@@ -150,7 +157,7 @@ class StreamedAnswer:
                     await self._stream.send(self._shape.delta(event.text))
             elif isinstance(event, Finished):
                 await self._close(_checked(event))
-                return
+                break
             elif isinstance(event, Restarted):
                 if self._sent_text:
                     raise ServeError(
@@ -161,7 +168,11 @@ class StreamedAnswer:
                 self._answer.note(event)
                 if self._early:
                     await self._open("")
-        raise _cut_short()
+        else:
+            raise _cut_short()
+        # Read to the natural end: closing the events after their last one would look like a cancel.
+        async for _ in events:
+            pass
 
     async def _open(self, text: str) -> Shape:
         self._shape = shape = self._answer.render(include_usage=self._include_usage)
@@ -176,7 +187,10 @@ class StreamedAnswer:
         last = shape.closing(finished, self._answer.tidegate(finished))
         if self._include_usage:
             last += shape.usage(finished.usage)
+        self._ended = True
         await self._stream.end(last + DONE)
 
     async def _fail(self, error: ServeError) -> None:
-        await self._stream.end(sse(serve_error_body(error)))
+        if not self._ended:
+            self._ended = True
+            await self._stream.end(sse(serve_error_body(error)))
