@@ -1,0 +1,125 @@
+"""What guards the tree must itself be able to fail: stale generated code, import contracts, the CI script."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_checks
+
+PACKAGES = ("gateway", "edge_node", "cloud_node", "serving", "simulator", "tidegate_cli")
+
+
+class TestGeneratedCode:
+    @pytest.fixture
+    def trees(self, tmp_path: Path) -> tuple[Path, Path]:
+        for name in ("fresh", "sdk"):
+            (tmp_path / name / "v1").mkdir(parents=True)
+            (tmp_path / name / "v1" / "node_pb2.py").write_text("same")
+        return tmp_path / "fresh", tmp_path / "sdk"
+
+    def test_same_trees(self, trees: tuple[Path, Path]) -> None:
+        (trees[1] / "hand_written.py").write_text("is none of its business")
+        assert run_checks.compare_trees(*trees).ok
+
+    def test_changed_file_is_stale(self, trees: tuple[Path, Path]) -> None:
+        (trees[1] / "v1" / "node_pb2.py").write_text("edited")
+        result = run_checks.compare_trees(*trees)
+        assert not result.ok
+        assert "stale: sdk/v1/node_pb2.py" in result.output
+
+    def test_left_over_and_missing_files_are_stale(self, trees: tuple[Path, Path]) -> None:
+        (trees[1] / "v1" / "gone_pb2.py").write_text("")
+        (trees[0] / "v1" / "new_pb2.py").write_text("")
+        result = run_checks.compare_trees(*trees)
+        assert "stale: sdk/v1/gone_pb2.py\nstale: sdk/v1/new_pb2.py" in result.output
+
+    def test_nothing_generated_is_not_a_pass(self, trees: tuple[Path, Path]) -> None:
+        (trees[0] / "v1" / "node_pb2.py").unlink()
+        assert not run_checks.compare_trees(*trees).ok
+
+
+class TestImportContracts:
+    @pytest.fixture
+    def tree(self, root: Path, tmp_path: Path) -> Path:
+        ignore = shutil.ignore_patterns("__pycache__")
+        for package in PACKAGES:
+            shutil.copytree(root / package, tmp_path / package, ignore=ignore)
+        shutil.copytree(root / "sdk" / "tidegate", tmp_path / "tidegate", ignore=ignore)
+        shutil.copy(root / ".importlinter", tmp_path)
+        return tmp_path
+
+    def lint(self, tree: Path, contract: str) -> str:
+        program = Path(sys.executable).parent / "lint-imports"
+        command = [str(program), "--no-logo", "--no-cache", "--contract", contract]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True).stdout
+
+    @pytest.mark.parametrize(
+        ("contract", "file", "line"),
+        [
+            ("programs", "edge_node/extra.py", "import gateway"),
+            ("programs", "serving/extra.py", "import edge_node"),
+            ("programs", "tidegate/wire/extra.py", "import serving"),
+            ("gateway-layers", "gateway/state/extra.py", "import gateway.dispatch"),
+            ("gateway-layers", "gateway/newcomer/__init__.py", ""),
+            ("tidegate-layers", "tidegate/routing/extra.py", "import tidegate.wire"),
+            ("tidegate-layers", "tidegate/newcomer.py", ""),
+            ("pure-routing", "tidegate/routing/extra.py", "import time"),
+            ("protobuf", "gateway/dispatch/extra.py", "from tidegate.node.v1 import node_pb2"),
+            ("door-redis", "gateway/state/extra.py", "import redis.asyncio"),
+            ("door-onnxruntime", "gateway/dispatch/extra.py", "import onnxruntime"),
+            ("door-llama-cpp", "edge_node/extra.py", "import llama_cpp"),
+            ("door-prometheus", "gateway/dispatch/extra.py", "import prometheus_client"),
+            ("door-cryptography", "gateway/extra.py", "from cryptography import x509"),
+        ],
+    )
+    def test_broken_by_one_import(self, tree: Path, contract: str, file: str, line: str) -> None:
+        assert "0 broken" in self.lint(tree, contract)
+        (tree / file).parent.mkdir(exist_ok=True)
+        (tree / file).write_text(line + "\n")
+        assert "1 broken" in self.lint(tree, contract)
+
+
+class TestCiScript:
+    def run(self, root: Path, tmp_path: Path, make: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        fake = tmp_path / "bin" / "make"
+        fake.parent.mkdir()
+        fake.write_text(f"#!/bin/sh\n{make}\n")
+        fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+        environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}", **settings}
+        return subprocess.run(
+            [str(root / ".ci" / "run")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def test_closing_lines_of_both(self, root: Path, tmp_path: Path) -> None:
+        finished = self.run(root, tmp_path, 'echo work; echo "12 passed ($1, $CI)"')
+        assert finished.returncode == 0
+        assert finished.stdout.splitlines()[-2:] == [
+            "make test: exit 0: 12 passed (test, true)",
+            "make check: exit 0: 12 passed (check, true)",
+        ]
+
+    @pytest.mark.parametrize("target", ["test", "check"])
+    def test_either_failure_fails(self, root: Path, tmp_path: Path, target: str) -> None:
+        finished = self.run(root, tmp_path, f'echo "ran $1"; [ "$1" != {target} ]')
+        assert finished.returncode == 1
+        assert f"make {target}: exit 1: ran {target}" in finished.stdout
+
+    def test_hanging_step_is_bounded(self, root: Path, tmp_path: Path) -> None:
+        finished = self.run(root, tmp_path, '[ "$1" = check ] || exec sleep 60', CI_TEST_TIMEOUT_S="1")
+        assert finished.returncode == 1
+        assert "make test: stopped after 1 s" in finished.stdout
+
+
+def test_checks_run_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_checks.main(["nonsense"]) == 2
+    assert run_checks.main(["protos"]) == 0
+    assert capsys.readouterr().out.endswith("checks: 1 passed\n")

@@ -1,0 +1,306 @@
+"""The set-up script: locks, preflight messages, progress, half-made environments, one build at a time."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from envsetup import engine_wheel, groups, locks, preflight, progress
+from envsetup.venv import Venv, clean_environment
+
+LOCK = """# a comment
+aiohttp==3.14.5 \\
+    --hash=sha256:aa \\
+    --hash=sha256:bb
+    # via -r runtime.in
+llama-cpp-python==0.3.36 \\
+    --hash=sha256:cc
+numpy==2.4.6 ; python_full_version < '3.12' \\
+    --hash=sha256:dd
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TIDEGATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    return tmp_path / "cache"
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+class TestLocks:
+    def test_engine_is_split_off_with_its_hashes(self, tmp_path: Path) -> None:
+        lock = tmp_path / "runtime.txt"
+        lock.write_text(LOCK)
+        rest, engine = locks.split_engine(lock)
+        assert [locks.name_of(block) for block in locks.blocks(rest)] == ["aiohttp", "numpy"]
+        assert "sha256:bb" in rest
+        assert "sha256:cc" not in rest
+        assert locks.version_of(engine) == "0.3.36"
+        assert "sha256:cc" in engine
+
+    def test_committed_locks_are_hashed_and_name_no_registry(self, root: Path) -> None:
+        for lock in sorted((root / "requirements").glob("*.txt")):
+            text = lock.read_text()
+            assert "://" not in text, lock
+            for block in locks.blocks(text):
+                assert locks.version_of(block), lock
+                assert "--hash=sha256:" in block, f"{lock}: {block}"
+
+    def test_digest_follows_files_settings_and_place(self, tmp_path: Path) -> None:
+        places = [tmp_path / "a", tmp_path / "b"]
+        for place in places:
+            place.mkdir()
+            (place / "lock").write_text("x")
+        first = locks.digest(places[0], ["lock"], "")
+        assert locks.digest(places[0], ["lock"], "") == first
+        assert locks.digest(places[1], ["lock"], "") != first
+        assert locks.digest(places[0], ["lock"], "-DGGML_CUDA=on") != first
+        (places[0] / "lock").write_text("y")
+        assert locks.digest(places[0], ["lock"], "") != first
+
+
+class TestPreflight:
+    def lines(self, tmp_path: Path) -> list[str]:
+        with pytest.raises(preflight.Unmet) as caught:
+            preflight.check_machine(tmp_path, tmp_path / "cache", builds_engine=True)
+        return caught.value.lines
+
+    def test_this_machine_passes(self, tmp_path: Path) -> None:
+        preflight.check_machine(tmp_path, tmp_path / "cache", builds_engine=True)
+
+    def test_missing_compilers_are_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert self.lines(tmp_path) == [
+            "no compiler gcc: apt-get install gcc g++ (or set CC)",
+            "cmake (at least 3.21) is missing: apt-get install cmake",
+            "make is missing: apt-get install make",
+        ]
+        preflight.check_machine(tmp_path, tmp_path / "cache", builds_engine=False)
+
+    def test_compiler_without_headers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        broken = script(tmp_path / "broken-g++", "exit 1")
+        monkeypatch.setenv("CXX", str(broken))
+        assert self.lines(tmp_path) == [
+            f"{broken} cannot build a small program: apt-get install g++ libc6-dev"
+        ]
+
+    def test_old_cmake(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        script(tmp_path / "bin" / "cmake", "echo cmake version 3.18.4")
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+        assert self.lines(tmp_path) == ["cmake is too old (version 3.18), at least 3.21 is needed: update it"]
+
+    def test_disk_and_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(preflight, "DISK_NEEDED_GB", 1e6)
+        monkeypatch.setattr(preflight, "MEMORY_NEEDED_GB", 1e6)
+        disk, memory = self.lines(tmp_path)
+        assert "1000000 GB needed: free some, or clone elsewhere" in disk
+        assert memory.endswith("close some programs, add swap, or raise the container's limit")
+
+    def test_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(preflight.Unmet) as caught:
+            preflight.check_machine(tmp_path, tmp_path / "file" / "cache", builds_engine=False)
+        (line,) = caught.value.lines
+        assert line.endswith("set TIDEGATE_CACHE to a folder you own")
+
+
+class TestProgress:
+    def test_failure_is_one_line_that_names_the_log(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        command = ["sh", "-c", "echo start; echo 'ERROR: no matching distribution'; echo bye; exit 3"]
+        with pytest.raises(progress.StepFailed) as caught:
+            progress.run_step("installing", command, log)
+        text = str(caught.value)
+        assert "ERROR: no matching distribution" in text
+        assert str(log) in text
+        assert "\n" not in text
+
+    def test_long_step_reports_its_share(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(progress, "REPORT_EVERY_S", 0.1)
+        progress.run_step("building", ["sh", "-c", "echo '[ 42%] Building'; sleep 0.5"], tmp_path / "log")
+        assert "building: 0 s, 42 %" in capsys.readouterr().out
+
+    def test_report_comes_at_least_every_ten_seconds(self) -> None:
+        assert progress.REPORT_EVERY_S < 10
+
+    @pytest.mark.parametrize(
+        ("output", "share"),
+        [("[ 42%] Building CXX", 42), ("[30/300] Building", 10), ("Collecting numpy", None), ("[0/0]", None)],
+    )
+    def test_share_done(self, output: str, share: int | None) -> None:
+        assert progress.share_done(output) == share
+
+    def test_interrupted_step_leaves_no_child(self, tmp_path: Path, root: Path) -> None:
+        """SIGTERM to the set-up ends the command it runs, and the command's own children."""
+        pid_file = tmp_path / "pid"
+        code = (
+            "import signal, sys; from pathlib import Path; from envsetup import progress\n"
+            f"command = ['sh', '-c', 'sleep 60 & echo $! > {pid_file}; wait']\n"
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+            f"progress.run_step('step', command, Path('{tmp_path}/log'))"
+        )
+        setup = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(root / "tools")},
+            start_new_session=True,
+        )
+        try:
+            grandchild = int(wait_for(lambda: pid_file.exists() and pid_file.read_text().strip()))
+            setup.send_signal(signal.SIGTERM)
+            assert setup.wait(10) == 143
+            assert wait_for(lambda: not alive(grandchild))
+        finally:
+            if setup.poll() is None:
+                setup.kill()
+                setup.wait()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(ready, within_s: float = 10.0):  # type: ignore[no-untyped-def]
+    limit = time.monotonic() + within_s
+    while not (value := ready()):
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+class TestVenv:
+    @pytest.fixture
+    def venv(self, tmp_path: Path) -> Venv:
+        """An environment as `python -m venv` and pip leave it, without the seconds that takes."""
+        folder = tmp_path / ".venv"
+        script(folder / "bin" / "pip", "").write_text(f"#!{folder}/bin/python\n")
+        (folder / "bin" / "python").symlink_to(sys.executable)
+        return Venv(folder, tmp_path / "logs")
+
+    def test_stamp_counts_until_something_changes(self, venv: Venv) -> None:
+        assert not venv.stamped("dev", "one")
+        venv.stamp("dev", "one")
+        assert venv.stamped("dev", "one")
+        assert not venv.stamped("dev", "two")
+        venv.stamp("dev", "two")
+        assert not venv.stamped("dev", "one")
+
+    def test_killed_set_up_is_noticed(self, venv: Venv) -> None:
+        venv.stamp("dev", "one")
+        venv.open_for_change()  # and killed before close()
+        assert not venv.usable()
+        assert not venv.stamped("dev", "one")
+        venv.close()
+        assert venv.stamped("dev", "one")
+
+    def test_moved_or_pythonless_environment_is_not_usable(self, venv: Venv, tmp_path: Path) -> None:
+        assert venv.usable()
+        moved = venv.folder.rename(tmp_path / "moved")
+        assert not Venv(moved, tmp_path).usable()
+        back = Venv(moved.rename(venv.folder), tmp_path)
+        assert back.usable()
+        back.python.unlink()
+        assert not back.usable()
+
+    def test_half_made_environment_is_made_anew(self, tmp_path: Path) -> None:
+        venv = Venv(tmp_path / ".venv", tmp_path / "logs")
+        (venv.folder / "lib").mkdir(parents=True)
+        (venv.folder / "lib" / "half-unpacked").write_text("")
+        venv.open_for_change()
+        venv.close()
+        assert venv.usable()
+        assert not (venv.folder / "lib" / "half-unpacked").exists()
+        assert venv.works("import pip")
+        assert not venv.works("import os; os.abort()")
+
+    def test_redirections_do_not_reach_pip(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+        monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+        monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+        environment = clean_environment()
+        assert "PIP_TARGET" not in environment
+        assert "PYTHONPATH" not in environment
+        assert environment["PIP_FIND_LINKS"] == "/wheels"
+
+
+class TestEngineWheel:
+    BLOCK = "llama-cpp-python==0.3.36 \\\n    --hash=sha256:cc\n"
+
+    def test_slot_depends_on_options_and_lock(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = engine_wheel.slot(self.BLOCK)
+        assert plain.parent == cache / "wheels"
+        assert engine_wheel.slot(self.BLOCK) == plain
+        assert engine_wheel.slot(self.BLOCK.replace("cc", "dd")) != plain
+        monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
+        assert engine_wheel.cmake_args() == "-DLLAVA_BUILD=OFF -DGGML_CUDA=on"
+        assert engine_wheel.slot(self.BLOCK) != plain
+
+    def test_cache_folder_follows_xdg(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("TIDEGATE_CACHE", raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert engine_wheel.cache_folder() == tmp_path / "tidegate"
+
+    def fake_pip(self, tmp_path: Path) -> Path:
+        """Stands in for the environment's Python: notes its calls, leaves a wheel in the folder after -w."""
+        body = f'echo "$CMAKE_ARGS" >> {tmp_path}/calls\nwhile [ "$1" != -w ]; do shift; done\n'
+        return script(tmp_path / "python", body + 'mkdir -p "$2"\nsleep 0.2\ntouch "$2/engine.whl"')
+
+    def test_two_builders_build_once(self, cache: Path, tmp_path: Path) -> None:
+        python = self.fake_pip(tmp_path)
+        folder = engine_wheel.slot(self.BLOCK)
+        built: list[Path] = []
+
+        def build(log: Path) -> None:
+            built.append(engine_wheel.build(python, folder, self.BLOCK, dict(os.environ), log))
+
+        threads = [threading.Thread(target=build, args=(tmp_path / f"log-{number}",)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert built == [folder / "engine.whl"] * 2
+        assert (tmp_path / "calls").read_text().splitlines() == ["-DLLAVA_BUILD=OFF"]
+
+    def test_killed_build_leaves_no_slot(self, cache: Path, tmp_path: Path) -> None:
+        folder = engine_wheel.slot(self.BLOCK)
+        remains = folder.with_name(folder.name + ".building") / "out"
+        remains.mkdir(parents=True)
+        (remains / "half.whl").write_text("half")
+        failing = script(tmp_path / "failing", "echo 'error: out of memory'; exit 1")
+        with pytest.raises(progress.StepFailed, match="out of memory"):
+            engine_wheel.build(failing, folder, self.BLOCK, dict(os.environ), tmp_path / "log")
+        assert engine_wheel.find(folder) is None
+        built = engine_wheel.build(
+            self.fake_pip(tmp_path), folder, self.BLOCK, dict(os.environ), tmp_path / "log"
+        )
+        assert [path.name for path in folder.iterdir()] == [built.name] == ["engine.whl"]
+
+
+def test_unknown_group_is_refused(root: Path) -> None:
+    command = [sys.executable, str(root / "tools" / "setup_env.py"), "everything"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr == "setup: unknown group 'everything'; there are: runtime dev proto models\n"
+
+
+def test_groups_are_made_from_files_that_exist(root: Path) -> None:
+    assert root == groups.ROOT
+    for name in ("runtime", "dev", "proto"):
+        assert groups._digest(name)
