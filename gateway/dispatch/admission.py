@@ -1,0 +1,69 @@
+"""How many requests a replica works on at once; beyond that it refuses at once instead of queueing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tidegate.routing.domain import Code, ServeError
+
+RETRY_AFTER_MS = 500.0
+
+
+class Admission:
+    """Bounds requests in flight and refuses a request_id that is already being served to its tenant."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._ids: set[tuple[str, str]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._ids)
+
+    @contextmanager
+    def admit(self, tenant: str, request_id: str) -> Iterator[None]:
+        """Raises ServeError: UNAVAILABLE when draining, RESOURCE_EXHAUSTED, ALREADY_EXISTS."""
+        key = (tenant, request_id)
+        if self.draining:
+            raise ServeError(
+                Code.UNAVAILABLE,
+                "this gateway is shutting down",
+                reason="DRAINING",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        if key in self._ids:
+            raise ServeError(
+                Code.ALREADY_EXISTS,
+                "a request with this request_id is being served",
+                reason="DUPLICATE_REQUEST_ID",
+                param="request_id",
+            )
+        if len(self._ids) >= self._limit:
+            raise ServeError(
+                Code.RESOURCE_EXHAUSTED,
+                f"this gateway serves {self._limit} requests at once and is full",
+                reason="OVERLOADED",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        self._ids.add(key)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._ids.discard(key)
+            if not self._ids:
+                self._idle.set()
+
+    async def drain(self, limit_s: float) -> None:
+        """Refuses new requests from now on and waits until none is in flight, at most limit_s."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,135 @@
+"""The ONE attempt primitive: one try on one node, ending in a typed outcome.
+
+Retry before the first token is a composition of it (see dispatcher.py); hedging, escalation and continuation
+are others to come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.upstream import AttemptStream, NotLinked
+from tidegate.routing.domain import (
+    Cause,
+    Failure,
+    Finish,
+    FinishReason,
+    FirstToken,
+    SequenceOutput,
+    Usage,
+    Work,
+)
+
+
+class Upstream(Protocol):
+    """What an attempt needs: implemented by gateway.upstream.LinkRegistry."""
+
+    def open(self, node_id: str, work: Work) -> AttemptStream:
+        """Never blocks. Raises NotLinked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StallLimits:
+    """How long an attempt may stand still, in seconds, before it counts as stalled.
+
+    `first_s` bounds the wait for the first output beyond the predicted time to it; `between_s` the wait
+    between outputs. `predicted_factor` times the prediction is always allowed.
+    """
+
+    first_s: float = 20.0
+    between_s: float = 10.0
+    predicted_factor: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOutcome:
+    """How one try ended; `ttft_s` and `duration_s` count from the attempt's own start."""
+
+    result: FinishReason | Failure
+    usage: Usage
+    tokens: int
+    first_token: FirstToken | None
+    ttft_s: float | None
+    duration_s: float
+
+
+class Attempt:
+    """Runs once. `deadline_s` is the request's hard deadline on `clock`.
+
+    `outcome` is set when outputs() has ended by itself, None when it was closed early.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        node_id: str,
+        work: Work,
+        *,
+        clock: Callable[[], float],
+        limits: StallLimits,
+        predicted_ttft_ms: float = 0.0,
+        deadline_s: float | None = None,
+    ) -> None:
+        self._upstream = upstream
+        self.node_id = node_id
+        self.work = work
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._between_s = limits.between_s
+        self._first_s = limits.first_s + limits.predicted_factor * predicted_ttft_ms / 1000
+        self.started_s = clock()
+        self.tokens = 0
+        self.first_token: FirstToken | None = None
+        self.ttft_s: float | None = None
+        self.outcome: AttemptOutcome | None = None
+
+    async def outputs(self) -> AsyncGenerator[SequenceOutput, None]:
+        """The node's outputs in order. Closing the iterator frees the sequence on the node."""
+        try:
+            stream = self._upstream.open(self.node_id, self.work)
+        except NotLinked:
+            self._end(Failure(Cause.NODE_LOST, "no link to the node"), Usage())
+            return
+        try:
+            while self.outcome is None:
+                output = await self._next(stream)
+                self._take(output)
+                if output.count or output.text:
+                    yield output
+                if output.finish is not None:
+                    self._end(output.finish.result, output.finish.usage)
+        finally:
+            stream.close()
+
+    async def _next(self, stream: AttemptStream) -> SequenceOutput:
+        limit_s = self._between_s if self.tokens else self._first_s
+        failure = Failure(Cause.STALLED, f"nothing came for {limit_s:.1f} s")
+        if self._deadline_s is not None and self._deadline_s - self._clock() < limit_s:
+            limit_s = max(0.0, self._deadline_s - self._clock())
+            failure = Failure(Cause.DEADLINE, "the request's deadline passed")
+        try:
+            async with asyncio.timeout(limit_s):
+                return await stream.next()
+        except TimeoutError:
+            return SequenceOutput(key=self.work.key, first_index=self.tokens, finish=Finish(failure))
+
+    def _take(self, output: SequenceOutput) -> None:
+        self.tokens += output.count
+        if output.first_token is not None:
+            self.first_token = output.first_token
+        if output.count and self.ttft_s is None:
+            self.ttft_s = self._clock() - self.started_s
+
+    def _end(self, result: FinishReason | Failure, usage: Usage) -> None:
+        self.outcome = AttemptOutcome(
+            result=result,
+            usage=usage,
+            tokens=self.tokens,
+            first_token=self.first_token,
+            ttft_s=self.ttft_s,
+            duration_s=self._clock() - self.started_s,
+        )

@@ -1,0 +1,14 @@
+"""Who a request comes from, as far as dispatch cares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """`class_floor` is the least data class of all this client's requests."""
+
+    tenant: str = "default"
+    class_floor: str = ""
+    is_admin: bool = False

@@ -1,0 +1,273 @@
+"""The dispatcher: decides, tries, retries before the first token, and reports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from gateway.dispatch.admission import Admission
+from gateway.dispatch.attempt import Attempt, AttemptOutcome, StallLimits, Upstream
+from gateway.dispatch.caller import Client
+from gateway.dispatch.errors import RETRYABLE, deadline_error, failure_error
+from gateway.dispatch.facts import Facts
+from gateway.dispatch.intake import Intake
+from gateway.dispatch.levels import DataClasses
+from gateway.dispatch.run import RequestRun, budget_outcome, usage_of
+from gateway.state import Fleet, Sessions
+from gateway.telemetry import Metrics, RequestLog
+from tidegate.routing import explain
+from tidegate.routing.domain import (
+    Accepted,
+    AttemptKey,
+    Chunk,
+    Explanation,
+    Failure,
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    InputKind,
+    Restarted,
+    Route,
+    SequenceOutput,
+    ServeError,
+    SessionHint,
+    Work,
+)
+from tidegate.routing.latency import LatencyModel
+from tidegate.routing.plan import Choice, Plan, Refusal
+from tidegate.routing.policy import Policy
+from tidegate.routing.prefix import canonical_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchOptions:
+    """`max_attempts` bounds tries per request; `credits` is how many chunks a node may send ahead."""
+
+    max_attempts: int = 3
+    credits: int = 64
+    stall: StallLimits = field(default_factory=StallLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a request would get now: a plan or a refusal, and how long deciding took."""
+
+    result: Plan | Refusal
+    decision_ms: float
+
+
+class Dispatcher:
+    """Serves requests on the fleet. Everything it depends on is given to it.
+
+    `clock` returns seconds, `rng` numbers in [0, 1), `new_token` unguessable strings.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        upstream: Upstream,
+        intake: Intake,
+        sessions: Sessions,
+        classes: DataClasses,
+        policy: Policy,
+        model: LatencyModel,
+        facts: Facts,
+        metrics: Metrics,
+        log: RequestLog,
+        admission: Admission,
+        options: DispatchOptions,
+        clock: Callable[[], float],
+        rng: Callable[[], float],
+        new_token: Callable[[], str],
+    ) -> None:
+        self._fleet = fleet
+        self._upstream = upstream
+        self._intake = intake
+        self._sessions = sessions
+        self._classes = classes
+        self._policy = policy
+        self._model = model
+        self._facts = facts
+        self._metrics = metrics
+        self._log = log
+        self._admission = admission
+        self._options = options
+        self._clock = clock
+        self._rng = rng
+        self._new_token = new_token
+
+    def explain(self, request: GenerateRequest, client: Client) -> Decision:
+        """The decision for this request now, and nothing else. Raises ServeError for bad input."""
+        started_s = self._clock()
+        result = self._route(self._intake.begin(request, client), frozenset())
+        return Decision(result, (self._clock() - started_s) * 1000)
+
+    async def generate(self, request: GenerateRequest, client: Client) -> AsyncGenerator[GenerateEvent, None]:
+        """Streams the answer; closing the iterator frees the node. Raises ServeError."""
+        with self._admission.admit(client.tenant, request.request_id):
+            run = self._intake.begin(request, client)
+            # Unique on every node, whatever ids clients choose.
+            run.work_id = f"{request.request_id}.{self._new_token()[:12]}"
+            self._metrics.in_flight.inc()
+            run.row.code = "cancelled"  # unless something else is said before the end
+            try:
+                async with aclosing(self._serve(run)) as events:
+                    async for event in events:
+                        yield event
+            except ServeError as error:
+                self._facts.refused(run, error)
+                raise
+            finally:
+                self._metrics.in_flight.dec()
+                self._facts.ended(run, self._clock())
+
+    async def _serve(self, run: RequestRun) -> AsyncGenerator[GenerateEvent, None]:
+        """Attempts, one after the other, until one has begun to answer."""
+        tried: frozenset[str] = frozenset()
+        failed: ServeError | None = None
+        accepted = False
+        while True:
+            plan, decision_ms = self._decide(run, tried, failed)
+            choice = plan.first
+            route = choice.route(explain.why(plan))
+            self._note_route(run, choice, decision_ms)
+            reasons = explain.explanation(plan, decision_ms) if run.request.explain else None
+            attempt = self._attempt(run, choice)
+            if run.request.early_accept:
+                yield self._opening(run, route, reasons, failed if accepted else None)
+                accepted = True
+            try:
+                async with aclosing(attempt.outputs()) as outputs:
+                    async for output in outputs:
+                        if not accepted:
+                            accepted = True
+                            yield self._opening(run, route, reasons, None)
+                        yield self._chunk(run, output)
+            finally:
+                self._facts.attempt(choice, attempt, self._clock())
+            assert attempt.outcome is not None
+            if not isinstance(attempt.outcome.result, Failure):
+                if not accepted:  # an empty answer is an answer
+                    yield self._opening(run, route, reasons, None)
+                yield self._finished(run, choice, attempt.outcome)
+                return
+            failed = self._failed(run, choice, attempt.outcome.result)
+            tried |= {choice.node.node_id}
+
+    def _decide(
+        self, run: RequestRun, tried: frozenset[str], failed: ServeError | None
+    ) -> tuple[Plan, float]:
+        """Raises ServeError when no node will do, or the earlier attempt's failure when none is left."""
+        started_s = self._clock()
+        if run.deadline_s is not None and started_s >= run.deadline_s:
+            raise deadline_error()
+        result = self._route(run, tried)
+        taken_s = self._clock() - started_s
+        self._metrics.decision.observe(taken_s)
+        if isinstance(result, Refusal):
+            self._audit(run, "refused", None)
+            raise failed or explain.refusal_error(result)
+        self._audit(run, "routed", result.first)
+        return result, taken_s * 1000
+
+    def _route(self, run: RequestRun, tried: frozenset[str]) -> Plan | Refusal:
+        query = replace(run.query, excluded=tried, elapsed_ms=(self._clock() - run.arrived_s) * 1000)
+        return self._policy.route(self._fleet.snapshot(), query, self._model, self._rng)
+
+    def _audit(self, run: RequestRun, decision: str, choice: Choice | None) -> None:
+        if self._classes.is_limited(run.data_class):
+            self._log.audit(
+                request_id=run.request.request_id,
+                tenant=run.client.tenant,
+                data_class=run.data_class,
+                decision=decision,
+                node="" if choice is None else choice.node.announcement.name,
+                tier="" if choice is None else choice.node.binding.tier.value,
+            )
+
+    def _note_route(self, run: RequestRun, choice: Choice, decision_ms: float) -> None:
+        row = run.row
+        row.attempts += 1
+        row.node, row.tier = choice.node.announcement.name, choice.node.binding.tier.value
+        row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms
+        row.at_risk = not choice.qualified
+
+    def _attempt(self, run: RequestRun, choice: Choice) -> Attempt:
+        request, now_s = run.request, self._clock()
+        is_chat = request.prompt is None
+        ttft_ms = request.budget.ttft_ms
+        elapsed_ms = (now_s - run.arrived_s) * 1000
+        work = Work(
+            key=AttemptKey(run.work_id, run.row.attempts),
+            tenant=run.client.tenant,
+            variant_digest=choice.variant.digest,
+            input_kind=InputKind.CHAT if is_chat else InputKind.TEXT,
+            input=canonical_bytes(request.messages) if is_chat else (request.prompt or "").encode(),
+            sampling=request.sampling,
+            max_tokens=run.query.max_tokens,
+            stop=request.stop,
+            prefix_hashes=run.query.analysis.prefix_hashes,
+            remaining_ms=None if run.deadline_s is None else (run.deadline_s - now_s) * 1000,
+            ttft_remaining_ms=None if ttft_ms is None else max(1.0, ttft_ms - elapsed_ms),
+            priority=request.priority,
+            credits=self._options.credits,
+        )
+        return Attempt(
+            self._upstream,
+            choice.node.node_id,
+            work,
+            clock=self._clock,
+            limits=self._options.stall,
+            predicted_ttft_ms=choice.prediction.ttft_ms,
+            deadline_s=run.deadline_s,
+        )
+
+    def _opening(
+        self, run: RequestRun, route: Route, reasons: Explanation | None, failed: ServeError | None
+    ) -> Accepted | Restarted:
+        """`failed` is set when the client was already told of an earlier attempt."""
+        if failed is not None:
+            return Restarted(attempt_no=run.row.attempts, cause=failed.reason, route=route)
+        return Accepted(route=route, explanation=reasons, resume_token=self._new_token())
+
+    def _chunk(self, run: RequestRun, output: SequenceOutput) -> Chunk:
+        if run.first_token_s is None and output.count:
+            run.first_token_s = self._clock()
+        run.tokens += output.count
+        return Chunk(
+            attempt_no=run.row.attempts,
+            first_index=output.first_index,
+            count=output.count,
+            text=output.text,
+            token_ids=output.token_ids,
+            unit=output.unit,
+        )
+
+    def _finished(self, run: RequestRun, choice: Choice, outcome: AttemptOutcome) -> Finished:
+        assert not isinstance(outcome.result, Failure)
+        timings = run.timings(outcome, self._clock())
+        usage = usage_of(outcome)
+        finished = Finished(
+            reason=outcome.result,
+            usage=usage,
+            timings=timings,
+            budget=budget_outcome(run.request.budget, timings),
+            attempts=run.row.attempts,
+        )
+        if run.session:
+            warm = usage.prompt_tokens + usage.completion_tokens
+            hint = SessionHint(choice.node.node_id, choice.variant.digest, warm)
+            self._sessions.put(run.session, hint, run.data_class)
+        run.row.code = "ok"
+        self._facts.finished(run, finished)
+        return finished
+
+    def _failed(self, run: RequestRun, choice: Choice, failure: Failure) -> ServeError:
+        """The error to go on with when another try is allowed; raises it when not."""
+        error = failure_error(failure, node_name=choice.node.announcement.name, tokens=run.tokens)
+        may_retry = failure.cause in RETRYABLE and run.tokens == 0
+        if not may_retry or run.row.attempts >= self._options.max_attempts:
+            raise error
+        return error

@@ -1,0 +1,50 @@
+"""From an attempt's failure or a refusal to the error a client sees."""
+
+from __future__ import annotations
+
+from tidegate.routing.domain import Cause, Code, Failure, ServeError
+
+# Failures after which another node may do better. INVALID_INPUT would fail anywhere, FENCED is our own doing.
+RETRYABLE = frozenset(
+    {
+        Cause.ENGINE_CRASHED,
+        Cause.ENGINE_HUNG,
+        Cause.UPSTREAM,
+        Cause.OVERLOADED,
+        Cause.DRAINING,
+        Cause.UNKNOWN_VARIANT,
+        Cause.INTERNAL,
+        Cause.NODE_LOST,
+        Cause.STALLED,
+    }
+)
+_CODES = {
+    Cause.INVALID_INPUT: Code.INVALID_ARGUMENT,
+    Cause.OVERLOADED: Code.RESOURCE_EXHAUSTED,
+    Cause.DEADLINE: Code.DEADLINE_EXCEEDED,
+}
+RETRY_AFTER_MS = 250.0
+
+
+def failure_error(failure: Failure, *, node_name: str, tokens: int) -> ServeError:
+    """The error for an attempt that failed for good; `reason` is the cause, for programs."""
+    code = _CODES.get(failure.cause, Code.UNAVAILABLE)
+    cause = failure.cause.value.replace("_", " ")
+    if code is Code.INVALID_ARGUMENT:
+        message = failure.detail or "the node cannot process this input"
+    elif tokens:
+        message = f"node {node_name} failed after {tokens} tokens ({cause}): {failure.detail}"
+    else:
+        message = f"node {node_name} failed before the first token ({cause}): {failure.detail}"
+    retry = code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+    return ServeError(
+        code,
+        message,
+        reason=failure.cause.name,
+        retry_after_ms=RETRY_AFTER_MS if retry else None,
+        details={"tokens": str(tokens), "node": node_name},
+    )
+
+
+def deadline_error() -> ServeError:
+    return ServeError(Code.DEADLINE_EXCEEDED, "the request's deadline passed", reason="DEADLINE")

@@ -1,0 +1,137 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from serving.settings import ListenSettings, LogSettings, ProgramSettings, SecretSource, Section
+
+
+class GrpcSettings(ListenSettings):
+    port: int = Field(default=50051, ge=0, le=65535, description="TCP port of the client API; 0: a free one")
+
+
+class LinkSettings(ListenSettings):
+    port: int = Field(default=50052, ge=0, le=65535, description="TCP port nodes dial; 0 takes a free one")
+    heartbeat_s: float = Field(
+        default=2.0, gt=0, le=60, description="Seconds between a node's heartbeats when nothing changes"
+    )
+    lost_after_s: float = Field(
+        default=5.5, gt=0, description="Seconds of silence after which a node's link is given up"
+    )
+
+
+class HttpSettings(ListenSettings):
+    port: int = Field(
+        default=8080,
+        ge=0,
+        le=65535,
+        description="TCP port of the OpenAI API; 0: a free one",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="Host names accepted besides loopback when listening on loopback without keys"
+    )
+
+
+class StoreSettings(Section):
+    url: str | None = Field(
+        default=None, description="Redis or Valkey URL; unset keeps state in this process (a single replica)"
+    )
+    prefix: str = Field(default="tidegate:", description="Prefix of all keys")
+    timeout_ms: float = Field(default=200.0, gt=0, description="Longest wait per command in milliseconds")
+    interval_ms: float = Field(default=1000.0, gt=0, description="Milliseconds between two rounds of sharing")
+
+
+class ClientKey(Section):
+    """One API key."""
+
+    name: str = Field(description="Name of the key in logs")
+    key: SecretSource = Field(description="Where the key comes from")
+    tenant: str = Field(default="default", description="Tenant whose requests these are")
+    data_class: str = Field(default="", description="Least data class of all requests with this key")
+    admin: bool = Field(default=False, description="May list nodes and read explanations and metrics")
+
+
+class NodeRule(Section):
+    """One row of the operator's table: what holds for the nodes it names."""
+
+    join_token: SecretSource | None = Field(default=None, description="Join token of these nodes")
+    node_ids: tuple[str, ...] = Field(default=(), description="Node ids of this row, before tokens")
+    tier: Literal["edge", "cloud"] = Field(description="Tier of these nodes")
+    region: str = Field(default="", description="Region of these nodes")
+    trust: str = Field(default="standard", description="Trust level of these nodes")
+    cost_per_mtoken: float = Field(default=0.0, ge=0, description="Price of a million tokens there")
+
+
+class DataClassRule(Section):
+    """Where requests of a data class may go; empty lists allow all."""
+
+    name: str = Field(description="Label requests carry")
+    tiers: tuple[Literal["edge", "cloud"], ...] = Field(default=(), description="Tiers allowed")
+    regions: tuple[str, ...] = Field(default=(), description="Regions allowed")
+    trust: tuple[str, ...] = Field(default=(), description="Trust levels allowed")
+
+
+class RoutingSettings(Section):
+    policy: Literal["tidegate", "round-robin", "always-edge", "always-cloud", "least-outstanding"] = Field(
+        default="tidegate", description="Routing policy; the others are baselines to compare with"
+    )
+    target_share: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of requests that must meet their budget where unset"
+    )
+    min_p_good: float = Field(
+        default=0.0, ge=0, le=1, description="Least probability of a good answer where a request sets none"
+    )
+    max_tokens: int = Field(default=256, gt=0, description="Answer length in tokens where unset")
+    max_tokens_limit: int = Field(default=8192, gt=0, description="Longest answer allowed, in tokens")
+    aliases: dict[str, str] = Field(default={}, description="Model aliases of the operator: alias -> model")
+
+
+class LimitSettings(Section):
+    in_flight: int = Field(default=1000, gt=0, description="Requests served at once; more are refused")
+    max_attempts: int = Field(default=3, ge=1, le=10, description="Tries per request before its first token")
+    first_token_stall_s: float = Field(
+        default=20.0, gt=0, description="Seconds beyond five times the prediction to wait for a first token"
+    )
+    token_stall_s: float = Field(default=10.0, gt=0, description="Seconds between two outputs of a node")
+    write_stall_s: float = Field(
+        default=30.0, gt=0, description="Seconds a client may read nothing before it is cut"
+    )
+    credits: int = Field(default=64, ge=4, description="Chunks a node may send ahead per request")
+    drain_s: float = Field(default=20.0, ge=0, le=25, description="Seconds for running requests at SIGTERM")
+
+
+DEFAULT_CLASSES = (
+    DataClassRule(name="public"),
+    DataClassRule(name="internal"),
+    DataClassRule(name="restricted", tiers=("edge",)),
+)
+
+
+class GatewaySettings(ProgramSettings):
+    """Everything an operator may set for a gateway replica."""
+
+    program: ClassVar[str] = "gateway"
+
+    replica_id: str = Field(default="", description="Name of this replica; empty makes one up")
+    grpc: GrpcSettings = Field(default=GrpcSettings(), description="Client API (gRPC)")
+    link: LinkSettings = Field(default=LinkSettings(), description="Node links (gRPC)")
+    http: HttpSettings = Field(default=HttpSettings(), description="OpenAI API, metrics, health (HTTP)")
+    store: StoreSettings = Field(default=StoreSettings(), description="State shared between replicas")
+    fleet_secret: SecretSource = Field(
+        default=SecretSource(),
+        description="Secret all replicas share: prefix and session names are keyed with it; unset is random",
+    )
+    clients: tuple[ClientKey, ...] = Field(default=(), description="API keys; none leaves the doors open")
+    nodes: tuple[NodeRule, ...] = Field(default=(), description="Operator's table of nodes")
+    default_tier: Literal["edge", "cloud"] | None = Field(
+        default="edge", description="Tier of nodes in no row while no join token is configured; unset refuses"
+    )
+    data_classes: tuple[DataClassRule, ...] = Field(
+        default=DEFAULT_CLASSES, description="Data classes, loosest first; the first one is the default"
+    )
+    routing: RoutingSettings = Field(default=RoutingSettings(), description="How nodes are chosen")
+    limits: LimitSettings = Field(default=LimitSettings(), description="Bounds")
+    log: LogSettings = Field(default=LogSettings(), description="What is logged to stderr")

@@ -1,0 +1,76 @@
+"""Keeps this replica and the shared store in step, once a second, off every request's path."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from gateway.state.fleet import Fleet
+from gateway.state.records import NodeRecord
+from gateway.state.sessions import Sessions
+from gateway.state.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+
+class StoreSync:
+    """Publishes linked nodes and new sessions, and learns what other replicas published.
+
+    A store that is gone costs nothing but freshness: what is known is kept, what was not sent is kept for
+    later, and the node table is rebuilt from the nodes' own links.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        sessions: Sessions,
+        replica_id: str,
+        *,
+        interval_s: float = 1.0,
+        ttl_s: float = 6.0,
+        on_health: Callable[[bool], None] = lambda up: None,
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._sessions = sessions
+        self._replica_id = replica_id
+        self._interval_s = interval_s
+        self._ttl_s = ttl_s
+        self._on_health = on_health
+        self._cursor = ""
+        self.up: bool | None = None
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await self.once()
+            await asyncio.sleep(self._interval_s)
+
+    async def once(self) -> None:
+        """One round; a store error is reported, not raised."""
+        unsent = self._sessions.take_unsent()
+        try:
+            records = [NodeRecord(self._replica_id, state) for state in self._fleet.linked()]
+            await self._store.publish_nodes(self._replica_id, records, self._ttl_s)
+            await self._store.append_sessions(unsent)
+            unsent = ()
+            self._fleet.learn_remote(await self._store.read_nodes(), self._replica_id)
+            self._cursor, learned = await self._store.read_sessions(self._cursor)
+            for record in learned:
+                self._sessions.learn(record)
+        except StoreError as error:
+            self._sessions.put_back(unsent)
+            self._report(False, str(error))
+        else:
+            self._report(True, "")
+
+    def _report(self, up: bool, reason: str) -> None:
+        if up is not self.up:
+            if up:
+                log.info("shared store reached")
+            else:
+                log.warning("shared store lost, going on without it", extra={"reason": reason})
+            self.up = up
+        self._on_health(up)

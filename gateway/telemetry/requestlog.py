@@ -1,0 +1,56 @@
+"""One structured line per request, and one audit line per refusal for a data class. Never prompt text."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+
+_requests = logging.getLogger("gateway.requests")
+_audit = logging.getLogger("gateway.audit")
+
+
+@dataclass(slots=True)
+class RequestRow:
+    """What is worth knowing of a request afterwards. Times are milliseconds."""
+
+    request_id: str
+    tenant: str
+    model: str
+    data_class: str
+    code: str = "ok"
+    reason: str = ""
+    node: str = ""
+    tier: str = ""
+    attempts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    predicted_ttft_ms: float = 0.0
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0
+    total_ms: float = 0.0
+    decision_ms: float = 0.0
+    budget: str = "none"
+    at_risk: bool = False
+
+
+class RequestLog:
+    def write(self, row: RequestRow) -> None:
+        fields = {k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(row).items()}
+        _requests.info("request", extra=fields)
+
+    def audit(
+        self, *, request_id: str, tenant: str, data_class: str, decision: str, node: str, tier: str
+    ) -> None:
+        """Complete for every data class that limits anything: where the request went, or that it did not."""
+        _audit.info(
+            "data class decision",
+            extra={
+                "request_id": request_id,
+                "tenant": tenant,
+                "data_class": data_class,
+                "decision": decision,
+                "node": node,
+                "tier": tier,
+            },
+        )

@@ -1,0 +1,1 @@
+"""The front doors: gRPC for clients, gRPC for nodes, HTTP. Protobuf stops here."""

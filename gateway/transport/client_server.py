@@ -1,0 +1,135 @@
+"""GatewayService: what applications call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from gateway.dispatch import Dispatcher
+from gateway.dispatch.caller import Client
+from gateway.state import Fleet
+from gateway.transport.clients import ClientDirectory
+from gateway.transport.fleet_view import models_of
+from tidegate.gateway.v1 import gateway_pb2 as pb
+from tidegate.gateway.v1 import gateway_pb2_grpc
+from tidegate.routing import explain
+from tidegate.routing.domain import Code, GenerateRequest, ServeError
+from tidegate.routing.plan import Refusal
+from tidegate.wire import codec, fleet
+from tidegate.wire.fleet import Decision, NodeInfo, node_info
+
+# A client that takes nothing for this long is cut; the kernel and gRPC swallow megabytes before that shows.
+WRITE_STALL_S = 30.0
+WATCH_INTERVAL_S = 1.0
+
+
+class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
+    """One per gateway process."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        state: Fleet,
+        clients: ClientDirectory,
+        *,
+        write_stall_s: float = WRITE_STALL_S,
+        watch_interval_s: float = WATCH_INTERVAL_S,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._fleet = state
+        self._clients = clients
+        self._write_stall_s = write_stall_s
+        self._watch_interval_s = watch_interval_s
+
+    async def Generate(  # type: ignore[override]  # writes by itself: backpressure per write
+        self, request: pb.GenerateRequest, context: Any
+    ) -> None:
+        client = self._authenticate(context)
+        asked = _decode(request, client, context)
+        async with aclosing(self._dispatcher.generate(asked, client)) as events:
+            async for event in events:
+                await self._write(context, codec.encode_event(event))
+
+    async def _write(self, context: Any, message: Any) -> None:
+        try:
+            async with asyncio.timeout(self._write_stall_s):
+                await context.write(message)
+        except TimeoutError:
+            raise ServeError(
+                Code.CANCELLED, f"nothing was read for {self._write_stall_s:.0f} s", reason="READER_STALLED"
+            ) from None
+
+    async def Resume(  # type: ignore[override]
+        self, request: pb.ResumeRequest, context: Any
+    ) -> None:
+        self._authenticate(context)
+        raise ServeError(Code.UNIMPLEMENTED, "Resume is reserved and not served by this version")
+
+    async def Route(self, request: pb.RouteRequest, context: Any) -> pb.RouteResponse:
+        self._authenticate(context)
+        raise ServeError(Code.UNIMPLEMENTED, "Route is reserved and not served by this version")
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        self._authenticate(context)
+        models = models_of(self._fleet.snapshot())
+        return pb.ListModelsResponse(models=[fleet.encode_model(m) for m in models])
+
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:
+        self._need_admin(context)
+        return pb.ListNodesResponse(nodes=[fleet.encode_node(n) for n in self._nodes()])
+
+    async def WatchFleet(
+        self, request: pb.WatchFleetRequest, context: Any
+    ) -> AsyncIterator[pb.WatchFleetResponse]:
+        self._need_admin(context)
+        seen = -1
+        while True:
+            if self._fleet.version != seen:
+                seen = self._fleet.version
+                yield pb.WatchFleetResponse(nodes=[fleet.encode_node(n) for n in self._nodes()])
+            await asyncio.sleep(self._watch_interval_s)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.ExplainResponse:
+        client = self._need_admin(context)
+        decision = self._dispatcher.explain(_decode(request.request, client, context), client)
+        result = decision.result
+        if isinstance(result, Refusal):
+            reasons = explain.refusal_explanation(result, decision.decision_ms)
+            return fleet.encode_decision(Decision(None, reasons, explain.refusal_message(result)))
+        reasons = explain.explanation(result, decision.decision_ms)
+        return fleet.encode_decision(Decision(result.first.route(explain.why(result)), reasons))
+
+    def _nodes(self) -> list[NodeInfo]:
+        return [
+            node_info(state, silent_ms=self._fleet.silent_ms(state.node_id))
+            for state in self._fleet.snapshot().nodes
+        ]
+
+    def _authenticate(self, context: Any) -> Client:
+        metadata = dict(context.invocation_metadata() or ())
+        authorization = metadata.get("authorization")
+        return self._clients.client(
+            self._clients.authenticate(authorization if isinstance(authorization, str) else None)
+        )
+
+    def _need_admin(self, context: Any) -> Client:
+        """The fleet and reasons are the operator's; a caller on loopback counts as one."""
+        client = self._authenticate(context)
+        if not client.is_admin and not _is_loopback(context.peer()):
+            raise ServeError(Code.PERMISSION_DENIED, "this needs a key with the admin scope")
+        return client
+
+
+def _is_loopback(peer: str) -> bool:
+    return peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:"))
+
+
+def _decode(request: pb.GenerateRequest, client: Client, context: Any) -> GenerateRequest:
+    remaining_s = context.time_remaining()
+    return codec.decode_generate_request(
+        request,
+        tenant=client.tenant,
+        remaining_ms=None if remaining_s is None else max(0.0, remaining_s * 1000),
+    )

@@ -1,0 +1,90 @@
+"""The HTTP door: OpenAI API, metrics, health."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from aiohttp import web
+
+from gateway.dispatch import Dispatcher
+from gateway.state import Fleet
+from gateway.telemetry import Metrics
+from gateway.transport.clients import ClientDirectory
+from gateway.transport.fleet_view import models_of
+from serving.openai_api import FrontOptions, ModelCard, build_routes, local_guard
+from serving.startup import is_loopback
+from tidegate.routing.domain import GenerateEvent, GenerateRequest, Health
+from tidegate.wire.validate import check_request
+
+
+class DispatchBackend:
+    """Implements GenerateBackend over the dispatcher. `request.tenant` is the name of the caller's key."""
+
+    def __init__(self, dispatcher: Dispatcher, fleet: Fleet, clients: ClientDirectory) -> None:
+        self._dispatcher = dispatcher
+        self._fleet = fleet
+        self._clients = clients
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        client = self._clients.client(request.tenant)
+        asked = check_request(replace(request, tenant=client.tenant))
+        async with aclosing(self._dispatcher.generate(asked, client)) as events:
+            async for event in events:
+                yield event
+
+    def models(self) -> Sequence[ModelCard]:
+        cards = [ModelCard("auto")]
+        for model in models_of(self._fleet.snapshot()):
+            context = max(v.context_tokens for v in model.variants)
+            cards.append(ModelCard(model.name, model.aliases, context))
+        return cards
+
+
+def build_app(
+    *,
+    backend: DispatchBackend,
+    fleet: Fleet,
+    metrics: Metrics,
+    clients: ClientDirectory,
+    options: FrontOptions,
+    host: str,
+    allowed_hosts: tuple[str, ...],
+    is_draining: Callable[[], bool],
+) -> web.Application:
+    """All HTTP routes of a gateway. Metrics need an admin key when the listener is not on loopback."""
+
+    async def healthz(request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(request: web.Request) -> web.Response:
+        """Ready means that a request could be served: never green without a ready node."""
+        ready = sum(1 for n in fleet.snapshot().nodes if n.linked_here and n.health is Health.READY)
+        state = "draining" if is_draining() else "ready" if ready else "no ready node"
+        return web.json_response(
+            {"status": state, "ready_nodes": ready}, status=200 if state == "ready" else 503
+        )
+
+    async def metrics_page(request: web.Request) -> web.Response:
+        if not is_loopback(host):
+            name = clients.authenticate(request.headers.get("Authorization"))
+            if not clients.client(name).is_admin:
+                raise web.HTTPForbidden(reason="this needs a key with the admin scope")
+        count_nodes(fleet, metrics)
+        return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.content_type})
+
+    guards = [local_guard(allowed_hosts)] if clients.open and is_loopback(host) else []
+    app = web.Application(client_max_size=options.max_body_bytes, middlewares=guards)
+    build_routes(app, backend, clients.http_caller, options)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics_page)
+    return app
+
+
+def count_nodes(fleet: Fleet, metrics: Metrics) -> None:
+    metrics.nodes.clear()
+    for node in fleet.snapshot().nodes:
+        if node.linked_here:
+            metrics.nodes.labels(node.binding.tier.value, node.health.value).inc()

@@ -1,0 +1,295 @@
+"""NodeLinkService: what nodes dial."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from gateway.state import Fleet, OperatorTable, UnknownNode
+from gateway.telemetry import Metrics
+from gateway.upstream import LinkRegistry, NodeSession
+from gateway.upstream.commands import (
+    CacheResyncCommand,
+    CancelCommand,
+    ControlCommand,
+    CreditCommand,
+    DataCommand,
+    DrainCommand,
+    FenceCommand,
+    PingCommand,
+    WorkCommand,
+)
+from tidegate.link import codec
+from tidegate.node.v1 import node_pb2, node_pb2_grpc
+from tidegate.routing.domain import AttemptKey, ServeError, Work
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT_S = 5.0
+OLDEST_PROTOCOL = 1_000
+ENDED = "the node ended its link"
+
+
+@dataclass(slots=True)
+class _Link:
+    session: NodeSession
+    has_data: asyncio.Event = field(default_factory=asyncio.Event)
+    pings: dict[int, float] = field(default_factory=dict)
+    next_nonce: int = 0
+    resync_asked: bool = False
+
+
+class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
+    """`clock` returns seconds. A link lives as long as both of its streams."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        registry: LinkRegistry,
+        operator: OperatorTable,
+        metrics: Metrics,
+        *,
+        replica_id: str,
+        clock: Callable[[], float],
+        heartbeat_s: float = 2.0,
+    ) -> None:
+        self._fleet = fleet
+        self._registry = registry
+        self._operator = operator
+        self._metrics = metrics
+        self._replica_id = replica_id
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._by_token: dict[str, _Link] = {}
+        self.draining = False
+
+    # --- control ------------------------------------------------------------------------------------
+
+    async def Control(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        link = await self._register(context)
+        token = secrets.token_urlsafe(16)
+        self._by_token[token] = link
+        session = link.session
+        reason = ENDED
+        try:
+            registered = node_pb2.Registered(
+                replica_id=self._replica_id,
+                link_token=token,
+                heartbeat_interval_ms=self._heartbeat_s * 1000,
+                protocol_version=codec.PROTOCOL_VERSION,
+            )
+            await context.write(node_pb2.ControlResponse(registered=registered))
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                await link.has_data.wait()
+            reason = await _first_of(
+                self._read_control(context, link), _write_control(context, session), _closed(session)
+            )
+        except TimeoutError:
+            reason = "the data stream did not come"
+        finally:
+            del self._by_token[token]
+            self._end(session, reason)
+
+    async def _register(self, context: Any) -> _Link:
+        """Reads Register and takes the node in; ends the RPC when it may not join."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                first = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no Register came")
+        if first is grpc.aio.EOF or first.WhichOneof("message") != "register":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Register")
+        register = first.register
+        if register.protocol_version < OLDEST_PROTOCOL:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"protocol {register.protocol_version} is too old, at least {OLDEST_PROTOCOL} is spoken here",
+            )
+        if not register.node_id or not register.variants:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "node_id and a variant are needed")
+        if self.draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway is shutting down")
+        try:
+            binding = self._operator.binding_for(register.node_id, register.join_token)
+            announcement = codec.register_from_pb(register)
+        except UnknownNode as error:
+            self._metrics.link_events.labels("refused").inc()
+            log.warning("node refused", extra={"node_id": register.node_id, "reason": str(error)})
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except ServeError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+        node_id = register.node_id
+        session = NodeSession(
+            node_id,
+            register.link_epoch,
+            on_open=lambda work: self._fleet.sent(node_id, work),
+            on_end=lambda key: self._fleet.ended(node_id, key),
+        )
+        if not self._registry.add(session):
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "a newer link of this node is here")
+        self._fleet.register(announcement, binding, register.link_epoch)
+        self._metrics.link_events.labels("registered").inc()
+        log.info(
+            "node linked",
+            extra={"node_id": node_id, "name_": announcement.name, "tier": binding.tier.value},
+        )
+        return _Link(session)
+
+    async def _read_control(self, context: Any, link: _Link) -> str:
+        node_id = link.session.node_id
+        self._ping(link)
+        while (message := await context.read()) is not grpc.aio.EOF:
+            self._fleet.heard(node_id)
+            kind = message.WhichOneof("message")
+            if kind == "heartbeat":
+                self._fleet.heartbeat(node_id, codec.load_from_pb(message.heartbeat))
+                self._ping(link)
+            elif kind == "pong":
+                sent_s = link.pings.pop(message.pong.nonce, None)
+                if sent_s is not None:
+                    self._fleet.rtt(node_id, (self._clock() - sent_s) * 1000)
+            elif kind == "cache_report":
+                self._cache_report(link, message.cache_report)
+        return ENDED
+
+    def _ping(self, link: _Link) -> None:
+        """One ping per heartbeat; an unanswered one is forgotten with the next."""
+        link.next_nonce += 1
+        link.pings = {link.next_nonce: self._clock()}
+        link.session.send(PingCommand(link.next_nonce))
+
+    def _cache_report(self, link: _Link, report: node_pb2.CacheReport) -> None:
+        delta = codec.cache_from_pb(report)
+        agrees = self._fleet.cache_report(link.session.node_id, delta)
+        if agrees or delta.full:
+            link.resync_asked = False
+        elif not link.resync_asked:
+            link.resync_asked = True
+            link.session.send(CacheResyncCommand())
+
+    def _end(self, session: NodeSession, reason: str) -> None:
+        self._fleet.remove(session.node_id, session.link_epoch)
+        if self._registry.remove(session, reason):
+            self._metrics.link_events.labels("lost").inc()
+            log.info("node link ended", extra={"node_id": session.node_id, "reason": reason})
+
+    # --- data ---------------------------------------------------------------------------------------
+
+    async def Data(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                first = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came")
+        if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
+        link = self._by_token.get(first.hello.link_token)
+        if link is None or link.session.node_id != first.hello.node_id:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown link token")
+        assert link is not None
+        session = link.session
+        await context.write(node_pb2.DataResponse(opened=node_pb2.Opened()))
+        link.has_data.set()
+        try:
+            await _first_of(
+                self._read_data(context, session), _write_data(context, session), _closed(session)
+            )
+        finally:
+            session.close("the node's data stream was lost")
+
+    async def _read_data(self, context: Any, session: NodeSession) -> str:
+        while (message := await context.read()) is not grpc.aio.EOF:
+            self._fleet.heard(session.node_id)
+            kind = message.WhichOneof("message")
+            if kind == "chunk_batch":
+                session.deliver([codec.output_from_pb(o) for o in message.chunk_batch.outputs])
+            elif kind == "bounce":
+                key, failure = message.bounce.key, message.bounce.failure
+                session.bounced(codec.key_from_pb(key), codec.failure_from_pb(failure))
+            elif kind == "fragment_ack":
+                session.acked(message.fragment_ack.bytes)
+        return ENDED
+
+    # --- watch --------------------------------------------------------------------------------------
+
+    async def watch(self, interval_s: float = 0.5) -> None:
+        """Gives up silent links and lets health follow time; runs until cancelled."""
+        while True:
+            await asyncio.sleep(interval_s)
+            for node_id, silent_s in self._fleet.silent_nodes():
+                session = self._registry.get(node_id)
+                if session is not None:
+                    session.close(f"the node was silent for {silent_s:.1f} s")
+            self._fleet.refresh()
+
+    async def close_all(self) -> None:
+        """Ends every link, for shutdown."""
+        self.draining = True
+        for session in self._registry.sessions():
+            session.close("this gateway is shutting down")
+
+
+async def _first_of(*steps: Any) -> str:
+    """Runs the parts of a link; the first to end ends all. Returns why."""
+    tasks = [asyncio.ensure_future(step) for step in steps]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    task = done.pop()
+    error = task.exception()
+    return f"stream broken: {error!r}" if error is not None else str(task.result())
+
+
+async def _closed(session: NodeSession) -> str:
+    await session.closed.wait()
+    return session.close_reason
+
+
+async def _write_control(context: Any, session: NodeSession) -> str:
+    while True:
+        await context.write(_encode_control(await session.next_control()))
+
+
+async def _write_data(context: Any, session: NodeSession) -> str:
+    while True:
+        await context.write(_encode_data(await session.next_data()))
+
+
+def _encode_control(command: ControlCommand) -> node_pb2.ControlResponse:
+    match command:
+        case CancelCommand(key):
+            return node_pb2.ControlResponse(cancel=node_pb2.Cancel(key=_key(key)))
+        case FenceCommand(key):
+            return node_pb2.ControlResponse(fence=node_pb2.Fence(key=_key(key)))
+        case PingCommand(nonce):
+            return node_pb2.ControlResponse(ping=node_pb2.Ping(nonce=nonce))
+        case DrainCommand():
+            return node_pb2.ControlResponse(drain=node_pb2.Drain())
+        case CacheResyncCommand():
+            return node_pb2.ControlResponse(cache_resync=node_pb2.CacheResync())
+
+
+def _encode_data(command: DataCommand) -> node_pb2.DataResponse:
+    if isinstance(command, WorkCommand):
+        return node_pb2.DataResponse(work=_work(command.work, command.first_fragment))
+    if isinstance(command, CreditCommand):
+        return node_pb2.DataResponse(credit=node_pb2.Credit(key=_key(command.key), chunks=command.chunks))
+    fragment = node_pb2.WorkFragment(key=_key(command.key), data=command.data)
+    return node_pb2.DataResponse(work_fragment=fragment)
+
+
+def _key(key: AttemptKey) -> node_pb2.AttemptKey:
+    return codec.key_to_pb(key)
+
+
+def _work(work: Work, first_fragment: bytes) -> node_pb2.Work:
+    return codec.work_to_pb(work, first_fragment)
