@@ -36,14 +36,22 @@ def entry_path(model_path: Path) -> Path:
     return model_path.with_name(model_path.name + ".json")
 
 
-def read_entry(model_path: Path) -> CatalogEntry | None:
-    """The entry beside the file; None when there is none, it is damaged, or the file has changed since."""
+def load_entry(model_path: Path) -> CatalogEntry | None:
+    """The entry beside the file as written; None when there is none or it is damaged."""
     try:
         data = json.loads(entry_path(model_path).read_bytes())
         known = {field.name for field in fields(CatalogEntry)}
-        entry = CatalogEntry(**{key: value for key, value in data.items() if key in known})
-        return entry if entry.matches(model_path) else None
+        return CatalogEntry(**{key: value for key, value in data.items() if key in known})
     except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def read_entry(model_path: Path) -> CatalogEntry | None:
+    """The entry beside the file; None also when the file has changed since."""
+    entry = load_entry(model_path)
+    try:
+        return entry if entry is not None and entry.matches(model_path) else None
+    except OSError:
         return None
 
 

@@ -175,6 +175,10 @@ class LlamaCppEngine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        if self._child is not None:
+            # Its owner was cancelled before it ran.
+            await self._child.end(0.0)
+            self._ready, self._child = False, None
         self._fail_all(Failure(Cause.DRAINING, "the engine was stopped"))
         self._batches.put_nowait(None)
 

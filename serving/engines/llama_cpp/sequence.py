@@ -68,6 +68,9 @@ class Running:
 
     def accept(self, token: int, piece: bytes, *, ends: bool, now_ms: float, batch_size: int) -> Emission:
         """What `token`, just chosen, gives: its text as far as it may be shown, and the finish if it ends."""
+        at = self.index
+        if ends:
+            return Emission(self.sid, at, (), self.text.flush(), None, self.finish(FinishReason.STOP))
         first = None
         if not self.started:
             self.started = True
@@ -78,9 +81,6 @@ class Running:
                 batch_size=batch_size,
                 prompt_tokens=self.prompt_tokens,
             )
-        at = self.index
-        if ends:
-            return Emission(self.sid, at, (), self.text.flush(), first, self.finish(FinishReason.STOP))
         self.answer.append(token)
         self.index += 1
         text, stopped = self.text.push(piece)
