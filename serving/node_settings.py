@@ -44,7 +44,7 @@ class NodeSettings(ProgramSettings):
     name: str = Field(default="", description="Name of this node for people; empty takes the host's name")
     state_dir: Path | None = Field(
         default=None,
-        description="Folder of the node's key; unset takes tidegate/PROGRAM in XDG_STATE_HOME (~/.local/state)",
+        description="Folder of the node's key; unset takes ~/.local/state/tidegate/PROGRAM (XDG_STATE_HOME)",
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="What this node computes with")
     link: LinkSettings = Field(default=LinkSettings(), description="The way to the gateways")

@@ -131,7 +131,7 @@ def load_settings(
     for name in sorted(environ):
         path = _env_path(cls, name)
         if path is not None:
-            _put(values, path, _env_value(cls, path, environ[name]), name)
+            _put(values, path, _env_value(cls, path, environ[name], name), name)
             sources[path] = name
     try:
         return cls.model_validate(_over_defaults(cls, values))
@@ -206,7 +206,7 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any, name: str) -
     values[path[-1]] = value
 
 
-def _env_value(cls: type[BaseModel], path: tuple[str, ...], text: str) -> Any:
+def _env_value(cls: type[BaseModel], path: tuple[str, ...], text: str, name: str) -> Any:
     """Lists and tables may be written as JSON, lists also as words between commas."""
     wanted = _annotation_at(cls, path)
     containers = [kind for kind in flatten(wanted) if typing.get_origin(kind) in _CONTAINERS]
@@ -215,8 +215,10 @@ def _env_value(cls: type[BaseModel], path: tuple[str, ...], text: str) -> Any:
     if text.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
-            return text
+        except json.JSONDecodeError as error:
+            # An IPv6 address also begins with a bracket, but has neither quotes nor braces.
+            if any(mark in text for mark in '"{'):
+                raise SettingsError(f"{name}: not valid JSON: {error.msg} at {error.pos}") from None
     if typing.get_origin(containers[0]) is dict:
         return text
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 DISTRIBUTION = "tidegate-services"
 SDK_DISTRIBUTION = "tidegate"
 # What a program may take to close everything once its requests have had their grace.
-AFTER_DRAIN_S = 10.0
+AFTER_DRAIN_S = 30.0
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 

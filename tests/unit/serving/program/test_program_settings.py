@@ -70,9 +70,17 @@ def test_environment_wins_over_file(tmp_path: Path) -> None:
     assert (settings.title, settings.door.host, settings.door.port) == ("file", "::1", 2)
 
 
-@pytest.mark.parametrize("text", ["a, b", '["a", "b"]'])
-def test_lists_from_the_environment(text: str) -> None:
-    assert load_settings(Sample, None, {"TIDEGATE_SAMPLE__NAMES": text}).names == ["a", "b"]
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("a, b", ["a", "b"]), ('["a", "b"]', ["a", "b"]), ("[::1]:5, x", ["[::1]:5", "x"]), ("", [])],
+)
+def test_lists_from_the_environment(text: str, names: list[str]) -> None:
+    assert load_settings(Sample, None, {"TIDEGATE_SAMPLE__NAMES": text}).names == names
+
+
+def test_broken_json_in_the_environment_is_not_taken_for_words() -> None:
+    (line,) = problems(None, {"TIDEGATE_SAMPLE__NAMES": '["a", "b"'})
+    assert line.startswith("TIDEGATE_SAMPLE__NAMES: not valid JSON: ")
 
 
 def test_tables_and_lists_of_tables_from_the_environment_as_json() -> None:
