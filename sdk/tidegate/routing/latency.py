@@ -18,7 +18,8 @@ BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 PREFILL_CHUNK_TOKENS = 512
 DEFAULT_SPREAD = 0.25
 
-# For nodes that announce no speed: slow enough to lose against anything measured.
+# For nodes that announce no speed, or nonsense (they report it themselves): slow enough to lose against anything measured.
+_MIN_TPS = 1e-3
 _UNKNOWN_PREFILL_TPS = 50.0
 _UNKNOWN_DECODE_TPS = 5.0
 # Cost of each further sequence in a batch, as a share of the step at batch 1, where only one batch size was
@@ -73,7 +74,9 @@ class FirstPrinciples:
         ttft_factor, tpot_factor = self._corrections.factors(node.announcement.node_id, variant.digest)
         # What was just sent counts as load until the node acknowledges it.
         active = load.running + load.queued + sent.requests
-        prefill_tps = speeds.prefill_tokens_per_s if speeds.prefill_tokens_per_s > 0 else _UNKNOWN_PREFILL_TPS
+        prefill_tps = speeds.prefill_tokens_per_s
+        if not prefill_tps > _MIN_TPS:
+            prefill_tps = _UNKNOWN_PREFILL_TPS
         beside = active if active < slots else slots - 1
         beside_step_ms = step_ms(speeds.decode, beside) if beside else 0.0
 
@@ -156,7 +159,7 @@ def step_ms(decode: tuple[tuple[int, float], ...], batch: int) -> float:
     """
     low_batch, low_ms, slope = 0, 0.0, 0.0
     for size, per_sequence_tps in decode:
-        if size <= low_batch or per_sequence_tps <= 0.0:
+        if size <= low_batch or not per_sequence_tps > _MIN_TPS:
             continue
         here_ms = 1000.0 / per_sequence_tps
         if here_ms < low_ms:

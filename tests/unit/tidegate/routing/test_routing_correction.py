@@ -1,0 +1,114 @@
+"""Predictions get better from what really happened."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from routing_fixtures import SMALL, always, cloud, fleet, node, observed, query
+
+from tidegate.routing.correction import Corrections
+from tidegate.routing.domain import Budget
+from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.plan import Plan
+from tidegate.routing.policy import route
+
+KEY = ("id-edge-0", SMALL.digest)
+
+
+def _learn(table: Corrections, times: int, **outcome: object) -> None:
+    model = FirstPrinciples(corrections=table)
+    plain = FirstPrinciples().predict(node(), SMALL, query())
+    for _ in range(times):
+        p = model.predict(node(), SMALL, query())
+        shares: dict[str, object] = {}
+        if "ttft" in outcome:
+            shares["ttft_share"] = float(outcome["ttft"]) * plain.prefill_ms / p.prefill_ms  # type: ignore[arg-type]
+        if "tpot" in outcome:
+            shares["tpot_share"] = float(outcome["tpot"]) * plain.tpot_ms / p.tpot_ms  # type: ignore[arg-type]
+        table.record(observed(p, **shares))  # type: ignore[arg-type]
+
+
+def test_a_node_three_times_slower_is_learned_and_a_steady_one_stays() -> None:
+    table = Corrections()
+    _learn(table, 20, ttft=3.0)
+    ttft, tpot = table.factors(*KEY)
+    assert ttft == pytest.approx(3.0, rel=0.05)
+    assert tpot == 1.0
+    _learn(table, 30, ttft=1.0)
+    assert table.factors(*KEY)[0] == pytest.approx(1.0, rel=0.05)
+
+
+def test_per_token_time_is_learned_apart() -> None:
+    table = Corrections()
+    _learn(table, 20, tpot=2.0)
+    assert table.factors(*KEY) == (1.0, pytest.approx(2.0, rel=0.05))
+
+
+def test_many_answers_sent_under_one_belief_do_not_overcorrect() -> None:
+    table = Corrections()
+    p = FirstPrinciples(corrections=table).predict(node(), SMALL, query())
+    for _ in range(100):
+        table.record(observed(p, ttft_share=2.0))
+    assert table.factors(*KEY)[0] == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_cut_off_attempt_only_counts_as_a_lower_bound() -> None:
+    table = Corrections()
+    p = FirstPrinciples().predict(node(), SMALL, query())
+    table.record(observed(p, ttft_share=0.3, censored=True))
+    assert table.factors(*KEY)[0] == 1.0
+    table.record(observed(p, ttft_share=5.0, censored=True))
+    assert table.factors(*KEY)[0] > 1.0
+
+
+def test_too_short_answers_say_nothing_about_per_token_time() -> None:
+    table = Corrections()
+    p = FirstPrinciples().predict(node(), SMALL, query())
+    table.record(observed(p, tpot_share=9.0, output_tokens=2))
+    assert table.factors(*KEY)[1] == 1.0
+
+
+def test_factors_fade_and_a_node_can_be_forgotten() -> None:
+    table = Corrections(weight=1.0, half_life_s=60.0)
+    p = FirstPrinciples().predict(node(), SMALL, query())
+    table.record(observed(p, ttft_share=4.0))
+    table.decay(60.0)
+    assert table.factors(*KEY)[0] == pytest.approx(2.0)
+    table.record(observed(p, name="other", ttft_share=4.0))
+    table.forget("id-edge-0")
+    assert table.factors(*KEY) == (1.0, 1.0)
+    assert table.factors("id-other", SMALL.digest)[0] == pytest.approx(4.0)
+
+
+@given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=30))
+def test_factors_stay_inside_their_bounds(shares: list[float]) -> None:
+    table = Corrections()
+    p = FirstPrinciples().predict(node(), SMALL, query())
+    for share in shares:
+        table.record(observed(p, ttft_share=share, tpot_share=share))
+    assert all(0.25 <= factor <= 20.0 for factor in table.factors(*KEY))
+
+
+def test_a_grey_node_loses_the_traffic_it_won_before() -> None:
+    table = Corrections()
+    model = FirstPrinciples(corrections=table)
+    asked = query(budget=Budget(ttft_ms=700.0))
+    snapshot = fleet(node(), cloud())
+
+    def tier() -> str:
+        plan = route(snapshot, asked, model, always(0.0))
+        assert isinstance(plan, Plan)
+        return plan.first.node.binding.tier
+
+    assert tier() == "edge"
+    _learn(table, 5, ttft=10.0)
+    assert tier() == "cloud"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"weight": 0.0}, {"weight": 1.5}, {"bounds": (2.0, 3.0)}, {"half_life_s": 0.0}]
+)
+def test_senseless_settings_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        Corrections(**bad)  # type: ignore[arg-type]

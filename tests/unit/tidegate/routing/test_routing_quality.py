@@ -1,0 +1,49 @@
+"""The stated stand-in for quality: order only, monotone, never certified."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from routing_fixtures import LARGE, SMALL, cloud, fleet, node
+
+from tidegate.routing.domain import Health
+from tidegate.routing.quality import BEST_ABILITY, WORST_ABILITY, RankedQuality
+
+MIDDLE = replace(SMALL, digest="d-mid", perplexity=12.0)
+UNMEASURED = replace(SMALL, digest="d-new", perplexity=None)
+ALL = fleet(node(variants=(SMALL, MIDDLE, UNMEASURED)), cloud())
+
+
+def test_ability_by_perplexity_rank() -> None:
+    quality = RankedQuality(ALL)
+    assert quality.ability(LARGE) == BEST_ABILITY
+    assert quality.ability(MIDDLE) == pytest.approx((BEST_ABILITY + WORST_ABILITY) / 2)
+    assert quality.ability(SMALL) == pytest.approx(WORST_ABILITY)
+    assert quality.ability(UNMEASURED) == WORST_ABILITY
+
+
+def test_a_single_measured_level_is_the_best_and_nothing_is_certified() -> None:
+    quality = RankedQuality(fleet(node()))
+    assert quality.ability(SMALL) == BEST_ABILITY
+    assert not quality.certified(SMALL)
+
+
+def test_the_rank_survives_the_better_node_being_unhealthy() -> None:
+    quality = RankedQuality(fleet(node(), cloud(health=Health.SUSPECT)))
+    assert quality.ability(SMALL) == pytest.approx(WORST_ABILITY)
+
+
+def test_a_variant_outside_the_snapshot_is_treated_as_worst() -> None:
+    assert RankedQuality(fleet(node())).ability(LARGE) == WORST_ABILITY
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_p_good_falls_with_difficulty_and_rises_with_rank(a: float, b: float) -> None:
+    quality = RankedQuality(ALL)
+    easy, hard = min(a, b), max(a, b)
+    for variant in (SMALL, MIDDLE, LARGE, UNMEASURED):
+        assert 0.0 < quality.p_good(variant, hard) <= quality.p_good(variant, easy) < 1.0
+    assert quality.p_good(SMALL, a) < quality.p_good(MIDDLE, a) < quality.p_good(LARGE, a)
