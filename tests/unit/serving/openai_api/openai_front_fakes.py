@@ -60,17 +60,19 @@ Step = GenerateEvent | Exception | asyncio.Event
 class ScriptedBackend:
     """Yields its steps: events as they are, exceptions raised, asyncio.Events waited for.
 
-    `ended` is set when a generation was left, `finished` says whether its script had run to the end.
+    `started` and `ended` are set when a generation was begun and left, `finished` says whether its script had run to the end.
     """
 
     def __init__(self, steps: Sequence[Step] | None = None) -> None:
         self.steps: Sequence[Step] = hello() if steps is None else steps
         self.requests: list[GenerateRequest] = []
+        self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self.finished = False
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         self.requests.append(request)
+        self.started.set()
         try:
             for step in self.steps:
                 if isinstance(step, asyncio.Event):
