@@ -45,7 +45,7 @@ def _walk(cls: type[BaseModel], values: Any, prefix: str, env: str, is_present: 
     for name, field in cls.model_fields.items():
         default = getattr(values, name) if isinstance(values, BaseModel) else _default(field)
         inner, suffix = _inner_section(field.annotation)
-        if inner is None:
+        if inner is None or suffix:
             yield FieldDoc(
                 key=f"{prefix}{name}",
                 env=f"{env}{name.upper()}" if env else "",
@@ -55,6 +55,7 @@ def _walk(cls: type[BaseModel], values: Any, prefix: str, env: str, is_present: 
                 is_present=is_present,
                 description=field.description or "",
             )
+        if inner is None:
             continue
         inner_env = f"{env}{name.upper()}__" if env and not suffix else ""
         inner_present = is_present and isinstance(default, BaseModel)
@@ -91,13 +92,21 @@ def _one_type(kind: Any) -> str:
         return "one of " + ", ".join(str(a) for a in args)
     if origin is typing.Annotated:
         return type_words(args[0])
+    if origin is tuple and Ellipsis not in args:
+        return f"[{', '.join(type_words(arg) for arg in args)}]"
     if origin in _LISTS:
-        return f"list of {type_words(args[0])}s" if args else "list"
+        return f"list of {_plural(type_words(args[0]))}" if args else "list"
     if origin is dict:
-        return f"table of {type_words(args[1])}s"
+        return f"table of {_plural(type_words(args[1]))}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "table"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "one of " + ", ".join(str(member.value) for member in kind)
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _plural(words: str) -> str:
+    return f"{words}s" if words in _WORDS.values() else f"({words})" if words.startswith("one of") else words
 
 
 def toml_value(value: Any) -> str:
@@ -108,6 +117,8 @@ def toml_value(value: Any) -> str:
         return toml_value(value.value)
     if isinstance(value, int | float):
         return str(value)
+    if isinstance(value, BaseModel):
+        return toml_value(value.model_dump(exclude_unset=True))
     if isinstance(value, dict | types.MappingProxyType):
         return "{ " + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + " }" if value else "{}"
     if isinstance(value, list | tuple | set | frozenset):

@@ -67,7 +67,7 @@ def _section(cls: type[ProgramSettings], about: str) -> str:
 
 def _row(row: FieldDoc) -> str:
     if row.is_required:
-        default = "must be set" if row.is_present else "must be set if the section is"
+        default = "must be set" if row.is_present else "must be set where the table is"
     else:
         default = f"`{row.default}`" if row.default else "not set"
     variable = f"`{row.env}`" if row.env else ""

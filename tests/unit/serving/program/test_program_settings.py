@@ -39,6 +39,9 @@ class Sample(ProgramSettings):
     names: list[str] = Field(default=[], description="Some names")
     costs: dict[str, float] = Field(default={}, description="Cost per name")
     clients: list[Client] = Field(default=[], description="Who may come in")
+    pairs: tuple[tuple[int, float], ...] = Field(default=((1, 2.0),), description="Some pairs")
+    tiers: tuple[Literal["edge", "cloud"], ...] = Field(default=("edge",), description="Where")
+    groups: dict[str, Client] = Field(default={"a": Client(name="ann")}, description="Clients by group")
     mode: Literal["slow", "fast"] = Field(default="slow", description="How it works")
 
 
@@ -184,6 +187,11 @@ def test_rows_of_the_reference() -> None:
     assert rows["mode"].type == "one of slow, fast"
     assert rows["names"].type == "list of strings"
     assert rows["costs"].type == "table of numbers"
+    assert (rows["pairs"].type, rows["pairs"].default) == ("list of [integer, number]", "[[1, 2.0]]")
+    assert rows["tiers"].type == "list of (one of edge, cloud)"
+    assert rows["clients"].type == "list of tables"
+    assert (rows["groups"].type, rows["groups"].default) == ("table of tables", '{ a = { name = "ann" } }')
+    assert rows["groups.NAME.name"].is_required
     assert rows["door.tls.cert_file"].is_required
     assert not rows["door.tls.cert_file"].is_present
 
