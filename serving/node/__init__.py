@@ -1,6 +1,6 @@
 """One node: the runtime around its engine, and its local backend for the OpenAI front."""
 
 from serving.node.local_backend import LocalBackend
-from serving.node.runtime import NodeIdentityLike, NodeRuntime
+from serving.node.runtime import NamedIdentity, NodeIdentityLike, NodeRuntime
 
-__all__ = ["LocalBackend", "NodeIdentityLike", "NodeRuntime"]
+__all__ = ["LocalBackend", "NamedIdentity", "NodeIdentityLike", "NodeRuntime"]

@@ -52,6 +52,15 @@ class NodeIdentityLike(Protocol):
     def name(self) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class NamedIdentity:
+    """The plainest NodeIdentityLike."""
+
+    node_id: str
+    boot_id: str
+    name: str
+
+
 @dataclass(slots=True, eq=False)
 class _Active:
     """One sequence the engine has. `listener` is None once its listener is gone."""
@@ -88,6 +97,7 @@ class NodeRuntime:
         self._listeners: list[NodeListener] = []
         self._info: EngineInfo | None = None
         self._was_ready = False
+        self._engine_ended = False
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -174,7 +184,7 @@ class NodeRuntime:
             pending_prefill_tokens=load.pending_prefill_tokens,
             pending_decode_tokens=load.pending_decode_tokens,
             free_cache_tokens=load.free_cache_tokens,
-            ready=load.ready,
+            ready=load.ready and not self._engine_ended,
             progress_age_ms=load.progress_age_ms,
             draining=self._draining,
             speeds=load.speeds,
@@ -206,6 +216,8 @@ class NodeRuntime:
         """`credits` are the listener's own affair: every output is delivered at once."""
         if self._draining:
             raise WorkRefused(Failure(Cause.DRAINING, "the node takes no more work"))
+        if self._engine_ended or listener not in self._listeners:
+            raise WorkRefused(Failure(Cause.INTERNAL, "the engine or the listener is gone"))
         if self._fences.refuses(work.key):
             raise WorkRefused(Failure(Cause.FENCED, "this or a higher attempt of the request was seen"))
         if work.remaining_ms is not None and work.remaining_ms <= 0:
@@ -250,8 +262,10 @@ class NodeRuntime:
                 self._dispatch(batch)
         except Exception:
             logger.exception("the engine's steps ended with an error")
+        self._engine_ended = True
         for active in list(self._active.values()):
             self._end(active, Failure(Cause.INTERNAL, "the engine ended"))
+        self._tell_load()
 
     def _dispatch(self, batch: StepBatch) -> None:
         shares: list[tuple[NodeListener, list[SequenceOutput]]] = []
