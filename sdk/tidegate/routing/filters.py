@@ -6,7 +6,7 @@ may have later (link, health, draining, already tried), so the counts tell "not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -59,15 +59,17 @@ def apply_filters(snapshot: Snapshot, query: RouteQuery) -> Filtered:
     """All (node, variant) pairs the request may go to."""
     eligible: list[Eligible] = []
     removed: dict[str, int] = {}
+    tokens = query.analysis.prompt_tokens + query.max_tokens
     for node in snapshot.nodes:
-        variants = named_variants(node, query.model)
-        fell = _first_failing(node, variants, query)
-        if fell is not None:
+        variants: Sequence[Variant] = named_variants(node, query.model)
+        fell = _node_fails(node, query) if variants else Filter.MODEL
+        if fell is None or fell in PASSING:
+            variants, lacking = _variants_that_fit(variants, tokens, query.needs)
+            fell = lacking or fell
+        if fell is None:
+            eligible += [Eligible(node, variant) for variant in variants]
+        else:
             removed[fell] = removed.get(fell, 0) + 1
-            continue
-        eligible.extend(
-            Eligible(node, v) for v in variants if _fits(v, query) and query.needs <= v.capabilities
-        )
     return Filtered(eligible, removed)
 
 
@@ -89,32 +91,34 @@ def in_class(node: NodeState, rule: ClassRule) -> bool:
     )
 
 
-def _first_failing(node: NodeState, variants: tuple[Variant, ...], query: RouteQuery) -> Filter | None:
-    if not variants:
-        return Filter.MODEL
+def _variants_that_fit(
+    variants: Sequence[Variant], tokens: int, needs: frozenset[str]
+) -> tuple[Sequence[Variant], Filter | None]:
+    """Variants with room for `tokens` and all capabilities needed, or the filter the last one falls at."""
+    fitting = [v for v in variants if tokens <= v.context_tokens]
+    if not fitting:
+        return (), Filter.CONTEXT
+    if needs:
+        fitting = [v for v in fitting if needs <= v.capabilities]
+        if not fitting:
+            return (), Filter.CAPABILITY
+    return fitting, None
+
+
+def _node_fails(node: NodeState, query: RouteQuery) -> Filter | None:
+    """The first filter a whole node falls at, whatever its variants."""
+    binding = node.binding
     if not in_class(node, query.class_rule):
         return Filter.DATA_CLASS
-    if query.placement is not Placement.ANY and node.binding.tier != query.placement.value:
+    if query.placement is not Placement.ANY and binding.tier != query.placement.value:
         return Filter.PLACEMENT
-    fitting = [v for v in variants if _fits(v, query)]
-    if not fitting:
-        return Filter.CONTEXT
-    if query.needs and not any(query.needs <= v.capabilities for v in fitting):
-        return Filter.CAPABILITY
-    return _passing_failure(node, query)
-
-
-def _passing_failure(node: NodeState, query: RouteQuery) -> Filter | None:
     if not node.linked_here:
         return Filter.NOT_LINKED
-    if node.load.draining or node.health is Health.DRAINING:
+    load, health = node.load, node.health
+    if load.draining or health is Health.DRAINING:
         return Filter.DRAINING
-    if node.health is not Health.READY or not node.load.ready:
+    if health is not Health.READY or not load.ready:
         return Filter.HEALTH
-    if node.announcement.node_id in query.excluded:
+    if query.excluded and node.announcement.node_id in query.excluded:
         return Filter.EXCLUDED
     return None
-
-
-def _fits(variant: Variant, query: RouteQuery) -> bool:
-    return query.analysis.prompt_tokens + query.max_tokens <= variant.context_tokens

@@ -18,7 +18,7 @@ BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 PREFILL_CHUNK_TOKENS = 512
 DEFAULT_SPREAD = 0.25
 
-# For nodes that announce no speed, or nonsense (they report it themselves): slow enough to lose against anything measured.
+# For nodes that announce no speed, or nonsense: slow enough to lose against anything measured.
 _MIN_TPS = 1e-3
 _UNKNOWN_PREFILL_TPS = 50.0
 _UNKNOWN_DECODE_TPS = 5.0
@@ -26,6 +26,7 @@ _UNKNOWN_DECODE_TPS = 5.0
 # measured. A small CPU box measures 0.4 at four sequences, a GPU far less.
 _UNKNOWN_BATCH_SLOPE = 0.35
 _SQRT2 = math.sqrt(2.0)
+_erfc, _log = math.erfc, math.log
 
 
 class Prediction(NamedTuple):
@@ -120,13 +121,15 @@ def p_meet(
     TTFT and per-token time err independently; the total contains both, so it takes the worse of its own
     odds and theirs together. Monotone in every limit.
     """
+    ttft_ms, tpot_ms, total_ms = budget.ttft_ms, budget.tpot_ms, budget.total_ms
+    scale = -1.0 / (spread * _SQRT2)
     odds = 1.0
-    if budget.ttft_ms is not None:
-        odds = _within(prediction.ttft_ms, budget.ttft_ms - elapsed_ms, spread)
-    if budget.tpot_ms is not None:
-        odds *= _within(prediction.tpot_ms, budget.tpot_ms, spread)
-    if budget.total_ms is not None:
-        odds = min(odds, _within(prediction.total_ms, budget.total_ms - elapsed_ms, spread))
+    if ttft_ms is not None:
+        odds = _within(prediction.ttft_ms, ttft_ms - elapsed_ms, scale)
+    if tpot_ms is not None:
+        odds *= _within(prediction.tpot_ms, tpot_ms, scale)
+    if total_ms is not None:
+        odds = min(odds, _within(prediction.total_ms, total_ms - elapsed_ms, scale))
     return odds
 
 
@@ -194,9 +197,10 @@ def _slot_wait_ms(active: int, slots: int, pending_decode_tokens: int, full_step
     return full_step_ms * mean_tokens * (2.0 / (slots + 1) + (active - slots) / slots)
 
 
-def _within(predicted_ms: float, limit_ms: float, spread: float) -> float:
+def _within(predicted_ms: float, limit_ms: float, scale: float) -> float:
+    """Phi(ln(limit / predicted) / spread), with scale = -1 / (spread * sqrt(2))."""
     if limit_ms <= 0.0:
         return 0.0
     if predicted_ms <= 0.0:
         return 1.0
-    return 0.5 * math.erfc(-math.log(limit_ms / predicted_ms) / (spread * _SQRT2))
+    return 0.5 * _erfc(_log(limit_ms / predicted_ms) * scale)
