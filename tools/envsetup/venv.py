@@ -72,8 +72,10 @@ class Venv:
         progress.run_step(title, command, self._log(log_name), env=clean_environment())
 
     def run(self, title: str, arguments: Sequence[str], log_name: str, cwd: Path | None = None) -> None:
+        """Runs a program of the environment that has little to do when it was run before."""
         command = [str(self.python), *arguments]
-        progress.run_step(title, command, self._log(log_name), env=clean_environment(), cwd=cwd)
+        environment = clean_environment()
+        progress.run_step(title, command, self._log(log_name), env=environment, cwd=cwd, often_done=True)
 
     def works(self, code: str) -> bool:
         """Whether this code runs in the environment; a crash by an illegal instruction is a no, too."""
