@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from serving.node.failures import serve_error
 from serving.node.progress import Progress
@@ -92,7 +92,7 @@ class LocalBackend:
 
     # --- GenerateBackend ---
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         variant = self._resolve(request.model)
         work = self._work(request, variant)
         progress = Progress(request.budget, self._clock or asyncio.get_running_loop().time)

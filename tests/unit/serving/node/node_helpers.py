@@ -19,6 +19,10 @@ from tidegate.routing.domain import (
 )
 from tidegate.routing.prefix import prefix_names
 
+# looptime asks the policy for a loop around sync tests too, and the policy makes one that nobody closes
+# unless a loop (or its absence) was set before.
+asyncio.set_event_loop(None)
+
 SETTINGS = OracleSettings(
     model="tide-1b",
     aliases=("tide",),
