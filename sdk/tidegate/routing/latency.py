@@ -70,9 +70,10 @@ class FirstPrinciples:
         self._corrections = corrections if corrections is not None else Corrections()
 
     def predict(self, node: NodeState, variant: Variant, query: RouteQuery) -> Prediction:
-        load, sent, speeds = node.load, node.in_flight, node.speeds
-        slots = node.announcement.slots if node.announcement.slots > 0 else 1
-        ttft_factor, tpot_factor = self._corrections.factors(node.announcement.node_id, variant.digest)
+        load, sent, announced = node.load, node.in_flight, node.announcement
+        speeds = load.speeds or announced.speeds
+        slots = announced.slots if announced.slots > 0 else 1
+        ttft_factor, tpot_factor = self._corrections.factors(announced.node_id, variant.digest)
         # What was just sent counts as load until the node acknowledges it.
         active = load.running + load.queued + sent.requests
         prefill_tps = speeds.prefill_tokens_per_s

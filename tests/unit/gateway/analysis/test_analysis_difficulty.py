@@ -1,0 +1,140 @@
+"""The difficulty prior: sane order, bounded work, and a door that refuses what it does not know."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.analysis.difficulty import MAX_MODEL_BYTES, PRIOR_PATH, DifficultyModel, ModelUnusable
+from gateway.analysis.features import (
+    BUCKETS,
+    DENSE_NAMES,
+    HEAD_CHARS,
+    MAX_WORDS,
+    capped,
+    dense,
+    ngram_ids,
+    words_of,
+)
+
+ROOT = Path(__file__).parents[4]
+HOSTILE = {
+    "empty": "",
+    "no words": "?!" * 5000,
+    "one letter words": "a " * 100_000,
+    "one long word": "x" * 4_000_000,
+    "emoji": "😀" * 100_000,
+    "combining": "e\u0301 " * 50_000,
+    "dotted capital i": "İ " * 50_000,
+    "lone surrogates": "\ud800" * 5_000,
+    "nul": "\0" * 5_000,
+    "right to left": "\u202eمرحبا " * 5_000,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> DifficultyModel:
+    return DifficultyModel()
+
+
+def rate(model: DifficultyModel, text: str) -> float:
+    return model.difficulty(text, total_chars=len(text), turns=1)
+
+
+@pytest.mark.parametrize(
+    ("easier", "harder"),
+    [
+        ("Hi", "What is the capital of France?"),
+        ("hello, how are you?", "Summarize the causes of World War I in two sentences."),
+        ("What is the capital of France?", "Explain why the sky is blue."),
+        ("Tell me a joke", "Prove that the square root of 2 is irrational."),
+        (
+            "Write a haiku about the sea.",
+            "Implement a lock-free queue in C++, explain why it is linearizable and analyze its complexity.",
+        ),
+        (
+            "What is 2 + 2?",
+            "If 3 painters need 4 days for 120 m2, how many days do 7 painters need for 455 m2?",
+        ),
+    ],
+)
+def test_order_of_plain_cases(model: DifficultyModel, easier: str, harder: str) -> None:
+    assert rate(model, easier) < rate(model, harder)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_any_text_has_a_difficulty_at_bounded_cost(model: DifficultyModel, text: str) -> None:
+    costs = []
+    for _ in range(5):
+        before = time.thread_time()
+        assert 0.0 <= rate(model, text) <= 1.0
+        costs.append(time.thread_time() - before)
+    assert min(costs) < 0.005  # the bar of 1 ms is the benchmark's; this catches work that grows with length
+
+
+@given(st.text())
+def test_features_lie_in_their_range(text: str) -> None:
+    words = words_of(capped(text))
+    numbers = dense(capped(text), words, total_chars=len(text), turns=3)
+    assert len(numbers) == len(DENSE_NAMES)
+    assert all(0.0 <= n <= 1.0 for n in numbers)
+    ids = ngram_ids(words)
+    assert ids
+    assert all(0 <= i < BUCKETS for i in ids)
+
+
+def test_only_head_and_tail_are_read() -> None:
+    text = "h" * HEAD_CHARS + "m" * 100_000 + "t" * HEAD_CHARS
+    assert "m" not in capped(text)
+    assert (capped(text)[0], capped(text)[-1]) == ("h", "t")
+    words = [f"w{i}" for i in range(2 * MAX_WORDS)]
+    kept = words_of(" ".join(words))
+    assert kept == words[: MAX_WORDS // 2] + words[-MAX_WORDS // 2 :]
+
+
+def test_ngrams_are_of_lower_cased_words_and_pairs() -> None:
+    assert ngram_ids(words_of("Time Complexity!")) == ngram_ids(["time", "complexity"])
+    assert ngram_ids(["a", "b"]) != ngram_ids(["b", "a"])
+    assert len(ngram_ids(["a", "b"])) == 3
+    assert set(ngram_ids(["a b"])) <= set(ngram_ids(["a", "b"]))  # a pair is hashed as its joined text
+
+
+def test_the_table_takes_part(model: DifficultyModel) -> None:
+    with_pair = "please say hello to thank you today"
+    without = "please say today to hello you thank"  # same words, no known pair
+    assert rate(model, with_pair) < rate(model, without)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not onnx", b"\0" * (MAX_MODEL_BYTES + 1)], ids=["empty", "junk", "huge"]
+)
+def test_an_unusable_file_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelUnusable, match=r"m\.onnx"):
+        DifficultyModel(path)
+
+
+def test_a_missing_file_and_a_model_of_other_features_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match="No such file"):
+        DifficultyModel(tmp_path / "gone.onnx")
+    path = tmp_path / "other.onnx"
+    path.write_bytes(PRIOR_PATH.read_bytes().replace(b"words-v1", b"words-v0"))
+    with pytest.raises(ModelUnusable, match="words-v0"):
+        DifficultyModel(path)
+
+
+def test_the_committed_prior_is_what_its_script_makes(tmp_path: Path) -> None:
+    out = tmp_path / "prior.onnx"
+    script = ROOT / "benchmarks" / "complexity" / "make_prior.py"
+    subprocess.run(
+        [sys.executable, str(script), "--out", str(out)], check=True, capture_output=True, timeout=60
+    )
+    assert out.read_bytes() == PRIOR_PATH.read_bytes()
+    assert len(out.read_bytes()) < 300_000
