@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from serving.engines.base import Engine, EngineInfo, EngineRefused
 from serving.node.fence import FenceTable
+from serving.node.naming import NodeIdentityLike
 from tidegate.link.seam import NodeListener, WorkRefused
 from tidegate.routing.domain import (
     Announcement,
@@ -37,28 +37,6 @@ READY_POLL_S = 1.0
 NOT_READY_POLL_S = 0.1
 CONSUMER_END_S = 1.0
 ENGINE_STOP_S = 2.0
-
-
-class NodeIdentityLike(Protocol):
-    """Who this node is: `node_id` lasts, `boot_id` is new for every process, `name` is for people."""
-
-    @property
-    def node_id(self) -> str: ...
-
-    @property
-    def boot_id(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class NamedIdentity:
-    """The plainest NodeIdentityLike."""
-
-    node_id: str
-    boot_id: str
-    name: str
 
 
 @dataclass(slots=True, eq=False)
