@@ -1,0 +1,85 @@
+"""`tidegate explain "prompt"`"""
+
+from __future__ import annotations
+
+import argparse
+
+import tidegate
+from tidegate_cli.commands import connect
+from tidegate_cli.render import as_json, ms, table
+
+DEADLINE_S = 10.0
+
+
+def candidate_rows(explanation: tidegate.Explanation) -> list[list[str]]:
+    return [
+        [
+            c.route.node_name,
+            c.route.tier.value,
+            c.route.quantization or "-",
+            ms(c.route.predicted_ttft_ms),
+            f"{c.route.predicted_tpot_ms:.1f} ms",
+            ms(c.route.predicted_total_ms),
+            f"{c.route.p_meet:.2f}",
+            f"{c.route.p_good:.2f}",
+            f"{c.cost_per_mtoken:g}",
+            str(c.route.expected_cached_tokens),
+            "yes" if c.qualified else "no",
+        ]
+        for c in explanation.candidates
+    ]
+
+
+HEADER = [
+    "node",
+    "tier",
+    "variant",
+    "ttft",
+    "per token",
+    "total",
+    "P(meet)",
+    "P(good)",
+    "cost",
+    "warm",
+    "qualifies",
+]
+
+
+class ExplainCommand:
+    name = "explain"
+    help = "show where a prompt would go now, and why; generates nothing"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("prompt", help="the prompt")
+        connect.add_arguments(parser)
+        connect.add_request_arguments(parser)
+        parser.add_argument("--session", default="", help="session id, to count its warm prefix")
+        parser.add_argument("--json", action="store_true", help="machine-readable")
+
+    async def run(self, args: argparse.Namespace) -> int:
+        async with connect.client(args) as client:
+            decision = await client.explain(
+                args.prompt,
+                deadline_s=DEADLINE_S,
+                model=args.model,
+                budget=connect.budget(args),
+                min_p_good=args.min_p_good,
+                placement=tidegate.Placement(args.placement),
+                data_class=args.data_class,
+                max_tokens=args.max_tokens,
+                on_miss=connect.on_miss(args),
+                session_id=args.session,
+            )
+        if args.json:
+            print(as_json(decision))
+            return 0
+        reasons = decision.explanation
+        print(decision.route.why if decision.route else f"refused: {decision.refusal}")
+        print(
+            f"prompt about {reasons.prompt_tokens} tokens, difficulty {reasons.difficulty:.2f}, "
+            f"decided in {reasons.decision_ms:.2f} ms"
+        )
+        if reasons.filtered:
+            print("left out: " + ", ".join(f"{n} by {name}" for name, n in sorted(reasons.filtered.items())))
+        print(table(HEADER, candidate_rows(reasons)))
+        return 0

@@ -1,0 +1,1 @@
+"""`tidegate demo`: what convinces a sceptic in two minutes, act by act."""

