@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from serving.openai_api import Caller, FrontOptions, ModelCard, build_routes, make_runner
+from serving.openai_api import Caller, FrontOptions, GenerateBackend, ModelCard, build_routes, make_runner
 from tidegate.routing.domain import (
     Accepted,
     BudgetOutcome,
@@ -60,7 +61,8 @@ Step = GenerateEvent | Exception | asyncio.Event
 class ScriptedBackend:
     """Yields its steps: events as they are, exceptions raised, asyncio.Events waited for.
 
-    `started` and `ended` are set when a generation was begun and left, `finished` says whether its script had run to the end.
+    `started` and `ended` are set when a generation was begun and left, `finished` says whether its script had
+    run to the end.
     """
 
     def __init__(self, steps: Sequence[Step] | None = None) -> None:
@@ -93,7 +95,8 @@ class ScriptedBackend:
 
 
 def authenticate(authorization: str | None) -> Caller:
-    if authorization == KEY:
+    # As a real one does; it raises on characters beyond ASCII.
+    if authorization is not None and hmac.compare_digest(authorization, KEY):
         return Caller(tenant="acme")
     raise ServeError(Code.UNAUTHENTICATED, "Incorrect API key provided", reason="INVALID_API_KEY")
 
@@ -127,7 +130,7 @@ class Front:
 
 @asynccontextmanager
 async def serve(
-    backend: ScriptedBackend,
+    backend: GenerateBackend,
     options: FrontOptions = FrontOptions(),  # noqa: B008 - immutable
     middlewares: Sequence[Middleware] = (),
 ) -> AsyncIterator[Front]:

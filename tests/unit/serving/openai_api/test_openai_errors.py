@@ -131,7 +131,7 @@ async def test_a_failure_after_the_end_does_not_reach_the_client() -> None:
 
 
 async def test_a_cancelled_generation_is_no_answer() -> None:
-    steps = [Accepted(ROUTE), *chunks("a"), Finished(FinishReason.CANCELLED, Usage(), Timings())]
+    steps: list[Step] = [Accepted(ROUTE), *chunks("a"), Finished(FinishReason.CANCELLED, Usage(), Timings())]
     async with serve(ScriptedBackend(steps)) as front:
         _, text, _ = await front.post(CHAT | {"stream": True})
         status, body, _ = await front.post(CHAT)
@@ -140,7 +140,7 @@ async def test_a_cancelled_generation_is_no_answer() -> None:
 
 
 async def test_early_accept_opens_the_stream_and_turns_errors_late() -> None:
-    steps = [Accepted(ROUTE), ServeError(Code.UNAVAILABLE, "gone")]
+    steps: list[Step] = [Accepted(ROUTE), ServeError(Code.UNAVAILABLE, "gone")]
     async with serve(ScriptedBackend(steps)) as front:
         status, text, headers = await front.post(CHAT | {"stream": True, "tidegate": {"early_accept": True}})
     assert status == 200

@@ -266,7 +266,7 @@ async def test_an_answered_generation_ends_by_itself_and_not_by_a_cancel(stream:
     async with serve(backend) as front:
         status, body, _ = await front.post(CHAT | {"stream": stream})
         await asyncio.wait_for(backend.ended.wait(), 2)
+        assert backend.finished
         assert status == 200
         assert "after the end" not in body
         assert (await front.post(CHAT))[0] == 200
-    assert backend.finished

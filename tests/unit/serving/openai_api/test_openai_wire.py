@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -76,9 +77,13 @@ def narrow_socket(port: int) -> socket.socket:
     return sock
 
 
-async def test_a_reader_that_stops_is_cut_and_its_generation_cancelled() -> None:
+async def test_a_reader_that_stops_is_cut_and_its_generation_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Without the kernel's help, which would cut it too.
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     flood = Flood(10_000)
-    async with serve(flood, FrontOptions(write_stall_s=0.3)) as front:  # type: ignore[arg-type]
+    async with serve(flood, FrontOptions(write_stall_s=0.3)) as front:
         with narrow_socket(front.port):
             await asyncio.wait_for(flood.ended.wait(), 10)
     assert not flood.finished
@@ -87,7 +92,7 @@ async def test_a_reader_that_stops_is_cut_and_its_generation_cancelled() -> None
 
 async def test_a_slow_reader_that_goes_on_is_not_cut() -> None:
     flood = Flood(200)
-    async with serve(flood, FrontOptions(write_stall_s=2.0)) as front:  # type: ignore[arg-type]
+    async with serve(flood, FrontOptions(write_stall_s=2.0)) as front:
         async with connected(front.port) as (reader, writer):
             writer.write(raw_request(STREAM))
             size = 0
@@ -115,7 +120,8 @@ class Iterator:
     """Events from an object that is no generator; counts its closing."""
 
     def __init__(self) -> None:
-        self._events = iter([Accepted(ROUTE), *chunks("a"), DONE])
+        events: list[GenerateEvent] = [Accepted(ROUTE), *chunks("a"), DONE]
+        self._events = iter(events)
         self.closed = 0
 
     def __aiter__(self) -> Iterator:
@@ -188,10 +194,8 @@ async def test_a_client_that_leaves_in_its_body_starts_nothing() -> None:
 
 
 async def test_a_gzip_bomb_stops_at_the_limit_and_a_broken_one_is_a_400() -> None:
-    import zlib
-
     bomb = zlib.compressobj(wbits=31)
-    packed = bomb.compress(b" " * 50_000_000) + bomb.flush()
+    packed = bomb.compress(b" " * 12_000_000) + bomb.flush()
     async with serve(ScriptedBackend()) as front:
         status, body, _ = await front.post(packed, headers={"Content-Encoding": "gzip"})
         assert (status, body["error"]["code"]) == (413, "body_too_large")
