@@ -6,6 +6,7 @@ closes its end of the socket.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import sys
@@ -82,17 +83,19 @@ def load_template(model: Model, source: str) -> ChatTemplate | None:
 
 def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer) -> None:
     """The reader's thread: ends the process when the parent is gone."""
-    while (frame := protocol.receive(sock)) is not None:
-        if frame["t"] == "cancel":
-            loop.cancel(frame["sid"])
-        elif frame["t"] == "work":
-            loop.expect(frame["sid"])
-            arrived_ms = time.monotonic() * 1000.0 - frame["waited_ms"]
-            preparer.put(frame["sid"], protocol.unpack_work(frame), arrived_ms)
-    loop.stop()
-    # The main thread may be inside a long step; a child without parent must not go on computing.
-    time.sleep(_LAST_STEP_S)
-    os._exit(0)
+    try:
+        while (frame := protocol.receive(sock)) is not None:
+            if frame["t"] == "cancel":
+                loop.cancel(frame["sid"])
+            elif frame["t"] == "work":
+                loop.expect(frame["sid"])
+                arrived_ms = time.monotonic() * 1000.0 - frame["waited_ms"]
+                preparer.put(frame["sid"], protocol.unpack_work(frame), arrived_ms)
+    finally:
+        loop.stop()
+        # The main thread may be inside a long step; a child without parent must not go on computing.
+        time.sleep(_LAST_STEP_S)
+        os._exit(0)
 
 
 def serve(sock: socket.socket, config: ChildConfig) -> None:
@@ -102,6 +105,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     model = Model(config.model_path, n_gpu_layers=config.n_gpu_layers)
     source = config.chat_template or model.chat_template
     template = load_template(model, source)
+    config = dataclasses.replace(config, context_tokens=min(config.context_tokens, model.context_train))
     context = Context(
         model,
         sequences=config.slots,
@@ -121,7 +125,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         "t": "ready",
         "build": build_id(),
         "template": source,
-        "context_train": model.context_train,
+        "context_tokens": config.context_tokens,
         "speeds": speeds(meter),
         "load_ms": (loaded - began) * 1000.0,
         "measure_ms": (time.monotonic() - loaded) * 1000.0,

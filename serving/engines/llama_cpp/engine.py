@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import platform
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
 from serving.engines.llama_cpp import protocol
+from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.catalog import file_digest, read_entry
 from serving.engines.llama_cpp.gguf_check import check_gguf
+from serving.engines.llama_cpp.identity import describe
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
 from serving.engines.llama_cpp.process import ChildProcess
 from serving.engines.llama_cpp.protocol import Frame, LoadState, ProtocolError
@@ -24,13 +24,10 @@ from tidegate.routing.domain import (
     CacheDelta,
     Cause,
     Failure,
-    ReplayClass,
     Speeds,
     StepBatch,
-    Variant,
     Work,
 )
-from tidegate.routing.prefix import names_digest
 
 _LOG = logging.getLogger(__name__)
 _MAX_INPUT_BYTES = 16 * 1024 * 1024
@@ -55,9 +52,7 @@ class LlamaCppEngine:
         self._digest = ""
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
-        self._held: set[bytes] = set()
-        self._pending_held: set[bytes] = set()
-        self._pending_evicted: set[bytes] = set()
+        self._cache = CacheView()
         self._tasks: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -74,31 +69,11 @@ class LlamaCppEngine:
         entry = await asyncio.to_thread(read_entry, path)
         self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
         child, ready = await self._launch()
-        variant = Variant(
-            model=self._settings.model,
-            digest=self._digest,
-            quantization=entry.quantization if entry else header.quantization,
-            context_tokens=min(self._settings.context_tokens, ready["context_train"]),
-            perplexity=entry.perplexity if entry else None,
-            capabilities=frozenset(
-                {"chat", "text", "token_ids"} if ready["template"] else {"text", "token_ids"}
-            ),
-            aliases=self._settings.aliases,
-        )
         self._tasks = [
             asyncio.create_task(self._supervise(child), name="llama-supervise"),
             asyncio.create_task(self._watch(), name="llama-watch"),
         ]
-        return EngineInfo(
-            variants=(variant,),
-            slots=self._settings.slots,
-            queue_limit=self._settings.queue_limit,
-            build=ready["build"],
-            replay_class=ReplayClass.TOKENS,
-            replay_digest=_replay_digest(self._digest, ready, self._settings.kv_type),
-            hardware_class=hardware_class(self._settings.threads, self._settings.n_gpu_layers),
-            speeds=self._current_speeds(),
-        )
+        return describe(self._settings, header, entry, self._digest, ready, self._current_speeds())
 
     def submit(self, work: Work) -> None:
         if self._stopping:
@@ -158,14 +133,10 @@ class LlamaCppEngine:
             yield batch
 
     def cache_changes(self) -> CacheDelta | None:
-        held, evicted = self._pending_held, self._pending_evicted
-        if not held and not evicted:
-            return None
-        self._pending_held, self._pending_evicted = set(), set()
-        return CacheDelta(tuple(sorted(held)), tuple(sorted(evicted)), names_digest(self._held))
+        return self._cache.take_changes()
 
     def cache_full(self) -> CacheDelta:
-        return CacheDelta(held=tuple(sorted(self._held)), digest=names_digest(self._held), full=True)
+        return self._cache.full()
 
     async def stop(self, grace_s: float) -> None:
         self._stopping = True
@@ -210,7 +181,7 @@ class LlamaCppEngine:
     def _take_over(self, child: ChildProcess, ready: Frame) -> None:
         self._child = child
         self._take_speeds(ready["speeds"])
-        free = self._settings.slots * self._settings.context_tokens
+        free = self._settings.slots * int(ready["context_tokens"])
         self._ledger.reported = LoadState(free_cache_tokens=free, seen=self._ledger.reported.seen)
         self._last_progress = self._clock()
         self._hung = False
@@ -262,8 +233,12 @@ class LlamaCppEngine:
 
     async def _read(self, child: ChildProcess) -> None:
         while (frame := await child.receive()) is not None:
-            if frame["t"] == "step":
+            if frame["t"] != "step":
+                continue
+            try:
                 self._take_step(frame)
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise ProtocolError(f"a step frame is malformed ({type(error).__name__})") from error
 
     def _take_step(self, frame: Frame) -> None:
         self._last_progress = self._clock()
@@ -271,7 +246,8 @@ class LlamaCppEngine:
         self._ledger.reported = LoadState(*frame["load"])
         for sid in frame["freed"]:
             self._ledger.freed(sid)
-        self._take_cache(frame)
+        held, evicted = (map(bytes.fromhex, frame.get(side, ())) for side in ("held", "evicted"))
+        self._cache.change(held, evicted)
         if "speeds" in frame:
             self._take_speeds(frame["speeds"])
         outputs = []
@@ -290,16 +266,6 @@ class LlamaCppEngine:
             self._batches.put_nowait(StepBatch(tuple(outputs)))
         self._note_idle()
 
-    def _take_cache(self, frame: Frame) -> None:
-        held = {bytes.fromhex(name) for name in frame.get("held", ())}
-        evicted = {bytes.fromhex(name) for name in frame.get("evicted", ())}
-        self._change_cache(held, evicted)
-
-    def _change_cache(self, held: set[bytes], evicted: set[bytes]) -> None:
-        self._held = (self._held | held) - evicted
-        self._pending_held = (self._pending_held | held) - evicted
-        self._pending_evicted = (self._pending_evicted | evicted) - held
-
     def _take_speeds(self, speeds: list[Any]) -> None:
         self._speeds = Speeds(speeds[0], tuple((int(size), float(rate)) for size, rate in speeds[1]))
         self._speeds_at = self._clock()
@@ -308,7 +274,7 @@ class LlamaCppEngine:
         outputs = self._ledger.fail_all(failure)
         if outputs:
             self._batches.put_nowait(StepBatch(outputs))
-        self._change_cache(set(), set(self._held))
+        self._cache.clear()
         self._note_idle()
 
     def _note_idle(self) -> None:
@@ -336,17 +302,3 @@ def _input_text(work: Work) -> str:
         return work.input.decode("utf-8")
     except UnicodeDecodeError:
         raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is no UTF-8")) from None
-
-
-def _replay_digest(digest: str, ready: Frame, kv_type: str) -> str:
-    parts = "\0".join((digest, ready["build"], kv_type, ready["template"]))
-    return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def hardware_class(threads: int, n_gpu_layers: int) -> str:
-    """Processor and thread count: nodes of one class learn from each other's speeds."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    gpu = "" if n_gpu_layers == 0 else "+gpu"
-    return f"{name}/{threads}t{gpu}"

@@ -50,7 +50,7 @@ class InputPreparer:
         """Never raises: what is wrong with the input is in the result."""
         try:
             prompt = self._tokens(work)
-        except (PromptError, NativeError, ValueError) as error:
+        except (PromptError, NativeError, ValueError, RecursionError) as error:
             detail = str(error) if isinstance(error, PromptError) else "the input is malformed"
             failure = Failure(Cause.INVALID_INPUT, detail)
             return Prepared(sid, work, _EMPTY, 0, arrived_ms, failure)

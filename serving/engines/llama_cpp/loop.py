@@ -94,7 +94,7 @@ class DecodeLoop:
             if emissions or self._freed or self._active:
                 freed, self._freed = self._freed, []
                 self._report(emissions, freed, self._load())
-            if not self._active:
+            if not self._active and not self._queue:
                 self._wake.wait()
 
     def _take_inbox(self) -> list[Emission]:

@@ -76,7 +76,7 @@ class Model:
         count = C.llama_tokenize(self._vocab, data, len(data), buffer, room, add_special, parse_special)
         if count < 0:
             raise NativeError("the text cannot be tokenised")
-        return np.array(buffer[:count], dtype=np.int32)
+        return np.ctypeslib.as_array(buffer)[:count].astype(np.int32)
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""

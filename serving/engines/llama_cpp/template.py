@@ -21,6 +21,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tidegate.routing.domain import Message
 
+# What a template, run on messages it was not made for, can raise.
+_RENDER_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _Tokens = npt.NDArray[np.int32]
 
 
@@ -113,7 +123,15 @@ class ChatTemplate:
             )
         except _Refused as error:
             raise PromptError(f"the model's chat template refuses the messages: {error.message}") from error
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:
             # The message of such an error may quote the prompt.
             kind = type(error).__name__
             raise PromptError(f"the model's chat template cannot render the messages ({kind})") from None

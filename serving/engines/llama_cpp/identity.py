@@ -1,0 +1,58 @@
+"""What an engine is, for those who pool or continue the work of several."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+
+from serving.engines.base import EngineInfo
+from serving.engines.llama_cpp.catalog import CatalogEntry
+from serving.engines.llama_cpp.gguf_check import GgufHeader
+from serving.engines.llama_cpp.protocol import Frame
+from serving.engines.llama_cpp.settings import LlamaCppSettings
+from tidegate.routing.domain import ReplayClass, Speeds, Variant
+
+
+def describe(
+    settings: LlamaCppSettings,
+    header: GgufHeader,
+    entry: CatalogEntry | None,
+    digest: str,
+    ready: Frame,
+    speeds: Speeds,
+) -> EngineInfo:
+    """From the file's header, its catalog entry if it has one, and what the child said when it was ready."""
+    variant = Variant(
+        model=settings.model,
+        digest=digest,
+        quantization=entry.quantization if entry else header.quantization,
+        context_tokens=ready["context_tokens"],
+        perplexity=entry.perplexity if entry else None,
+        capabilities=frozenset({"text", "token_ids", *(["chat"] if ready["template"] else [])}),
+        aliases=settings.aliases,
+    )
+    return EngineInfo(
+        variants=(variant,),
+        slots=settings.slots,
+        queue_limit=settings.queue_limit,
+        build=ready["build"],
+        replay_class=ReplayClass.TOKENS,
+        replay_digest=replay_digest(digest, ready["build"], settings.kv_type, ready["template"]),
+        hardware_class=hardware_class(settings.threads, settings.n_gpu_layers),
+        speeds=speeds,
+    )
+
+
+def replay_digest(digest: str, build: str, kv_type: str, template: str) -> str:
+    """Equal digests: one engine's tokens can be replayed into the other."""
+    return hashlib.sha256("\0".join((digest, build, kv_type, template)).encode()).hexdigest()
+
+
+def hardware_class(threads: int, n_gpu_layers: int) -> str:
+    """Processor and thread count: nodes of one class learn from each other's speeds."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    gpu = "" if n_gpu_layers == 0 else "+gpu"
+    return f"{name}/{threads}t{gpu}"

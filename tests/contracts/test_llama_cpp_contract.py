@@ -1,0 +1,21 @@
+"""The engine contract on the real engine and a real model."""
+
+from __future__ import annotations
+
+from engine_contract import EngineContract
+
+from serving.engines.base import Engine
+from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
+from serving.engines.llama_cpp.engine import LlamaCppEngine
+from serving.engines.llama_cpp.prepare import prepare
+from serving.engines.llama_cpp.settings import LlamaCppSettings
+
+
+class TestLlamaCppEngine(EngineContract):
+    async def make_engine(self) -> Engine:
+        (variant,) = prepare(bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL)
+        return LlamaCppEngine(
+            LlamaCppSettings(
+                model_path=variant.path, model=MODEL, slots=2, queue_limit=3, context_tokens=1024
+            )
+        )
