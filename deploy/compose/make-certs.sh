@@ -9,6 +9,7 @@ umask 077
 out=${1:?usage: make-certs.sh FOLDER [NAME...]}
 shift
 [ $# -gt 0 ] || set -- gateway localhost
+command -v openssl >/dev/null || { echo "openssl is missing: apt-get install openssl" >&2; exit 2; }
 days=397
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
