@@ -2,22 +2,39 @@
 
 Each factor is a multiplicative moving average: log f <- (1 - a) log f + a log(f_sent * actual / predicted),
 where f_sent is the factor the prediction already contained. Learning against the raw prediction keeps many
-answers in flight from correcting the same error several times. TTFT and per-token time are never mixed.
+answers in flight from correcting the same error several times. The queue, the node's own work before the
+first token, and per-token time err for different reasons and are never mixed.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from tidegate.routing.observation import Observation
 
-_NEUTRAL = (1.0, 1.0)
+# A queue predicted shorter than this is compared with nothing: it would be all jitter.
+_MIN_QUEUE_MS = 20.0
+# Where less of the prompt needed computing than this share of what was expected, the prediction missed a warm
+# prefix: that says little about the node's speed.
+_MIN_FRESH_OF_EXPECTED = 0.25
+
+
+class Factors(NamedTuple):
+    """What to multiply a raw prediction with: `ttft` scales prefill, `queue` the wait before it."""
+
+    ttft: float = 1.0
+    tpot: float = 1.0
+    queue: float = 1.0
+
+
+_NEUTRAL = Factors()
 
 
 class Corrections:
-    """A table of (TTFT factor, per-token factor) by (node_id, variant_digest). Owned by one caller.
+    """A table of Factors by (node_id, variant_digest). Owned by one caller.
 
-    `weight` is what one observation counts for, `bounds` limits both factors, `half_life_s` is how fast a
+    `weight` is what one observation counts for, `bounds` limits every factor, `half_life_s` is how fast a
     factor goes back to 1 without news: a node shunned for being slow must get another chance.
     """
 
@@ -39,47 +56,59 @@ class Corrections:
         self._low, self._high = bounds
         self._half_life_s = half_life_s
         self._min_output_tokens = min_output_tokens
-        self._factors: dict[tuple[str, str], tuple[float, float]] = {}
+        self._factors: dict[tuple[str, str], Factors] = {}
 
-    def factors(self, node_id: str, variant_digest: str) -> tuple[float, float]:
-        """(TTFT factor, per-token factor); (1, 1) for a node nothing is known about."""
+    def factors(self, node_id: str, variant_digest: str) -> Factors:
+        """All 1 for a node nothing is known about."""
         return self._factors.get((node_id, variant_digest), _NEUTRAL)
 
     def record(self, observation: Observation) -> None:
         """Learn from one attempt. A censored one only counts where it already took longer than predicted."""
-        key = (observation.node_id, observation.variant_digest)
-        ttft, tpot = self._factors.get(key, _NEUTRAL)
         o = observation
-        if o.actual_ttft_ms is not None:
-            # The factor scales the node's share (queue and prefill); the network's is measured apart.
-            actual = max(o.actual_ttft_ms - o.network_ms, 1.0)
-            predicted = max(o.predicted_ttft_ms - o.network_ms, 1.0)
-            ttft = self._blend(ttft, o.ttft_factor, actual / predicted, o.censored)
-        if (
-            o.actual_tpot_ms is not None
-            and o.output_tokens >= self._min_output_tokens
-            and o.actual_tpot_ms > 0.0
-            and o.predicted_tpot_ms > 0.0
-        ):
-            tpot = self._blend(tpot, o.tpot_factor, o.actual_tpot_ms / o.predicted_tpot_ms, o.censored)
-        self._factors[key] = (ttft, tpot)
+        old = self._factors.get((o.node_id, o.variant_digest), _NEUTRAL)
+        tpot = old.tpot
+        if o.actual_tpot_ms is not None and o.output_tokens >= self._min_output_tokens:
+            tpot = self._blend(tpot, o.tpot_factor, o.actual_tpot_ms, o.predicted_tpot_ms, o.censored)
+        self._factors[o.node_id, o.variant_digest] = Factors(
+            self._ttft(old.ttft, o), tpot, self._queue(old.queue, o)
+        )
+
+    def _ttft(self, factor: float, o: Observation) -> float:
+        """The network's share is measured apart; with the node's stamps, so is the queue's."""
+        if o.actual_ttft_ms is None:
+            return factor
+        actual = max(o.actual_ttft_ms - o.network_ms, 1.0)
+        predicted = max(o.predicted_ttft_ms - o.network_ms, 1.0)
+        stamped = not o.censored and o.prompt_tokens > 0
+        if stamped and o.predicted_prefill_ms > 0.0 and o.predicted_fresh_share > 0.0:
+            of_expected = (1.0 - o.cached_tokens / o.prompt_tokens) / o.predicted_fresh_share
+            if of_expected < _MIN_FRESH_OF_EXPECTED:
+                return factor
+            actual = max(actual - o.queue_ms, 1.0)
+            predicted = o.predicted_prefill_ms * of_expected
+        return self._blend(factor, o.ttft_factor, actual, predicted, o.censored)
+
+    def _queue(self, factor: float, o: Observation) -> float:
+        if o.censored or o.prompt_tokens <= 0 or o.predicted_queue_ms < _MIN_QUEUE_MS:
+            return factor
+        return self._blend(factor, o.queue_factor, max(o.queue_ms, 1.0), o.predicted_queue_ms, False)
 
     def decay(self, elapsed_s: float) -> None:
         """Let all factors go back towards 1 for `elapsed_s` seconds; the owner calls it now and then."""
         keep = 0.5 ** (max(elapsed_s, 0.0) / self._half_life_s)
-        for key, (ttft, tpot) in self._factors.items():
-            self._factors[key] = (ttft**keep, tpot**keep)
+        for key, factors in self._factors.items():
+            self._factors[key] = Factors(*(factor**keep for factor in factors))
 
     def forget(self, node_id: str) -> None:
         """A node left or restarted: what was learned about it no longer holds."""
         for key in [key for key in self._factors if key[0] == node_id]:
             del self._factors[key]
 
-    def _blend(self, factor: float, sent: float, ratio: float, censored: bool) -> float:
-        if not (math.isfinite(ratio) and math.isfinite(sent) and ratio > 0.0 and sent > 0.0):
+    def _blend(self, factor: float, sent: float, actual: float, predicted: float, censored: bool) -> float:
+        if not (actual > 0.0 and predicted > 0.0 and sent > 0.0 and math.isfinite(actual / predicted * sent)):
             return factor
-        if censored and ratio <= 1.0:
+        if censored and actual <= predicted:
             return factor
-        target = min(max(sent * ratio, self._low), self._high)
+        target = min(max(sent * actual / predicted, self._low), self._high)
         log_factor = (1.0 - self._weight) * math.log(factor) + self._weight * math.log(target)
         return min(max(math.exp(log_factor), self._low), self._high)

@@ -15,7 +15,8 @@ from tidegate.routing.prefix import BLOCK_BYTES, matched_blocks
 
 BYTES_PER_TOKEN = 4
 BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
-PREFILL_CHUNK_TOKENS = 512
+# Engines cut a prefill so that running answers wait no longer than about this for their next token.
+PREFILL_CHUNK_MS = 120.0
 DEFAULT_SPREAD = 0.25
 
 # For nodes that announce no speed, or nonsense: slow enough to lose against anything measured.
@@ -32,7 +33,9 @@ _erfc, _log = math.erfc, math.log
 class Prediction(NamedTuple):
     """Medians in milliseconds. ttft = network + queue + prefill; total = ttft + (max_tokens - 1) * tpot.
 
-    `ttft_factor` and `tpot_factor` are the learned corrections already contained.
+    `fresh_share` is the share of the prompt expected to need computing. The factors are the learned
+    corrections already contained: `ttft_factor` in prefill_ms, `queue_factor` in queue_ms, `tpot_factor` in
+    tpot_ms.
     """
 
     ttft_ms: float
@@ -45,6 +48,8 @@ class Prediction(NamedTuple):
     batch_size: int
     ttft_factor: float = 1.0
     tpot_factor: float = 1.0
+    queue_factor: float = 1.0
+    fresh_share: float = 1.0
 
 
 class LatencyModel(Protocol):
@@ -73,7 +78,7 @@ class FirstPrinciples:
         load, sent, announced = node.load, node.in_flight, node.announcement
         speeds = load.speeds or announced.speeds
         slots = announced.slots if announced.slots > 0 else 1
-        ttft_factor, tpot_factor = self._corrections.factors(announced.node_id, variant.digest)
+        factors = self._corrections.factors(announced.node_id, variant.digest)
         # What was just sent counts as load until the node acknowledges it.
         active = load.running + load.queued + sent.requests
         prefill_tps = speeds.prefill_tokens_per_s
@@ -87,14 +92,18 @@ class FirstPrinciples:
         if active >= slots:
             pending = load.pending_decode_tokens + sent.decode_tokens
             queue_ms += _slot_wait_ms(active, slots, pending, step_ms(speeds.decode, slots))
-        queue_ms *= ttft_factor
+        queue_ms *= factors.queue
 
         cached = expected_cached_tokens(node, variant, query)
-        rest = query.analysis.prompt_tokens - cached
-        prefill_ms = _prefill_ms(rest if rest > 0 else 1, prefill_tps, beside_step_ms) * ttft_factor
+        fresh = query.analysis.prompt_tokens - cached
+        if fresh < 1:
+            fresh = 1
+        prefill_ms = _prefill_ms(fresh, prefill_tps, beside_step_ms)
+        # However few tokens are left, the weights are read once: no pass is shorter than a decode step.
+        prefill_ms = max(prefill_ms, step_ms(speeds.decode, 1)) * factors.ttft
 
         batch = beside + 1
-        tpot_ms = step_ms(speeds.decode, batch) * tpot_factor
+        tpot_ms = step_ms(speeds.decode, batch) * factors.tpot
         ttft_ms = node.rtt_ms + queue_ms + prefill_ms
         total_ms = ttft_ms + (query.max_tokens - 1 if query.max_tokens > 1 else 0) * tpot_ms
         return Prediction(
@@ -106,8 +115,8 @@ class FirstPrinciples:
             node.rtt_ms,
             cached,
             batch,
-            ttft_factor,
-            tpot_factor,
+            *factors,
+            fresh / max(query.analysis.prompt_tokens, 1),
         )
 
     def p_meet(self, prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
@@ -185,7 +194,7 @@ def _prefill_ms(tokens: int, tokens_per_s: float, beside_step_ms: float) -> floa
     compute_ms = 1000.0 * tokens / tokens_per_s
     if beside_step_ms == 0.0:
         return compute_ms
-    return compute_ms + -(-tokens // PREFILL_CHUNK_TOKENS) * beside_step_ms
+    return compute_ms + math.ceil(compute_ms / PREFILL_CHUNK_MS) * beside_step_ms
 
 
 def _slot_wait_ms(active: int, slots: int, pending_decode_tokens: int, full_step_ms: float) -> float:

@@ -22,8 +22,10 @@ class Observation:
 
     `actual_ttft_ms` and `actual_tpot_ms` are None where the attempt never got that far. With `censored`
     the attempt was cut off: its actual times are lower bounds, not measurements. `queue_ms`, `prefill_ms`,
-    `cached_tokens` and `batch_size` are the node's own stamps. `network_ms` and the two factors are those of
-    the prediction the attempt was sent with, so that a correction is learned against the raw prediction.
+    `cached_tokens`, `prompt_tokens` and `batch_size` are the node's own stamps. `network_ms`, the factors and
+    the `predicted_` fields are those of the prediction the attempt was sent with, so that a correction is
+    learned against the raw prediction and for the work that was really done: `predicted_fresh_share` is the
+    share of the prompt that was expected to need computing. Left at 0, only the whole TTFT is compared.
     """
 
     node_id: str
@@ -38,6 +40,10 @@ class Observation:
     network_ms: float = 0.0
     ttft_factor: float = 1.0
     tpot_factor: float = 1.0
+    queue_factor: float = 1.0
+    predicted_queue_ms: float = 0.0
+    predicted_prefill_ms: float = 0.0
+    predicted_fresh_share: float = 0.0
     cached_tokens: int = 0
     batch_size: int = 0
     prompt_tokens: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tidegate.routing.domain import (
     Analysis,
@@ -149,4 +150,27 @@ def observed(
         tpot_factor=prediction.tpot_factor,
         output_tokens=output_tokens,
         censored=censored,
+    )
+
+
+def stamped(
+    prediction: Prediction,
+    *,
+    queue_ms: float = 0.0,
+    prefill_ms: float,
+    prompt_tokens: int = 200,
+    cached_tokens: int = 0,
+) -> Observation:
+    """A finished attempt with the node's stamps, whose TTFT is network + queue + prefill."""
+    return replace(
+        observed(prediction),
+        actual_ttft_ms=prediction.network_ms + queue_ms + prefill_ms,
+        queue_ms=queue_ms,
+        prefill_ms=prefill_ms,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+        predicted_queue_ms=prediction.queue_ms,
+        predicted_prefill_ms=prediction.prefill_ms,
+        predicted_fresh_share=prediction.fresh_share,
+        queue_factor=prediction.queue_factor,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from routing_fixtures import SMALL, always, cloud, fleet, node, observed, query
+from routing_fixtures import SMALL, always, cloud, fleet, node, observed, query, stamped
 
 from tidegate.routing.correction import Corrections
-from tidegate.routing.domain import Budget
+from tidegate.routing.domain import Budget, NodeLoad, SessionHint
 from tidegate.routing.latency import FirstPrinciples
 from tidegate.routing.plan import Plan
 from tidegate.routing.policy import route
@@ -32,9 +34,7 @@ def _learn(table: Corrections, times: int, **outcome: object) -> None:
 def test_a_node_three_times_slower_is_learned_and_a_steady_one_stays() -> None:
     table = Corrections()
     _learn(table, 20, ttft=3.0)
-    ttft, tpot = table.factors(*KEY)
-    assert ttft == pytest.approx(3.0, rel=0.05)
-    assert tpot == 1.0
+    assert table.factors(*KEY) == (pytest.approx(3.0, rel=0.05), 1.0, 1.0)
     _learn(table, 30, ttft=1.0)
     assert table.factors(*KEY)[0] == pytest.approx(1.0, rel=0.05)
 
@@ -42,7 +42,7 @@ def test_a_node_three_times_slower_is_learned_and_a_steady_one_stays() -> None:
 def test_per_token_time_is_learned_apart() -> None:
     table = Corrections()
     _learn(table, 20, tpot=2.0)
-    assert table.factors(*KEY) == (1.0, pytest.approx(2.0, rel=0.05))
+    assert table.factors(*KEY) == (1.0, pytest.approx(2.0, rel=0.05), 1.0)
 
 
 def test_many_answers_sent_under_one_belief_do_not_overcorrect() -> None:
@@ -69,6 +69,42 @@ def test_too_short_answers_say_nothing_about_per_token_time() -> None:
     assert table.factors(*KEY)[1] == 1.0
 
 
+BUSY = NodeLoad(running=4, queued=2, pending_prefill_tokens=300, pending_decode_tokens=600)
+
+
+def test_a_queue_that_ended_early_does_not_make_prefill_look_fast() -> None:
+    table = Corrections(weight=1.0)
+    p = FirstPrinciples().predict(node(load=BUSY), SMALL, query())
+    assert p.queue_ms > 20
+    table.record(stamped(p, queue_ms=p.queue_ms / 4, prefill_ms=p.prefill_ms))
+    assert table.factors(*KEY) == pytest.approx((1.0, 1.0, 0.25), rel=0.01)
+    model = FirstPrinciples(corrections=table)
+    idle = FirstPrinciples().predict(node(), SMALL, query())
+    assert model.predict(node(), SMALL, query()).ttft_ms == pytest.approx(idle.ttft_ms)
+    assert model.predict(node(load=BUSY), SMALL, query()).queue_ms == pytest.approx(p.queue_ms / 4, rel=0.01)
+
+
+def test_a_warm_prefix_nobody_expected_does_not_make_the_node_look_fast() -> None:
+    table = Corrections(weight=1.0)
+    p = FirstPrinciples().predict(node(), SMALL, query(prompt_tokens=400))
+    half = stamped(p, prefill_ms=p.prefill_ms / 2, prompt_tokens=400, cached_tokens=200)
+    table.record(half)
+    assert table.factors(*KEY).ttft == pytest.approx(1.0, rel=0.01)
+    table.record(stamped(p, prefill_ms=p.prefill_ms / 10, prompt_tokens=400, cached_tokens=390))
+    assert table.factors(*KEY).ttft == pytest.approx(1.0, rel=0.01)
+    table.record(replace(half, predicted_fresh_share=0.0))  # control: without the share it would
+    assert table.factors(*KEY).ttft < 0.6
+
+
+def test_an_expected_prefix_that_was_evicted_does_not_make_the_node_look_slow() -> None:
+    table = Corrections(weight=1.0)
+    warm = query(prompt_tokens=400, session=SessionHint("id-edge-0", SMALL.digest, 300))
+    p = FirstPrinciples().predict(node(), SMALL, warm)
+    assert p.fresh_share == pytest.approx(0.25)
+    table.record(stamped(p, prefill_ms=4 * p.prefill_ms, prompt_tokens=400, cached_tokens=0))
+    assert table.factors(*KEY).ttft == pytest.approx(1.0, rel=0.01)
+
+
 def test_factors_fade_and_a_node_can_be_forgotten() -> None:
     table = Corrections(weight=1.0, half_life_s=60.0)
     p = FirstPrinciples().predict(node(), SMALL, query())
@@ -77,7 +113,7 @@ def test_factors_fade_and_a_node_can_be_forgotten() -> None:
     assert table.factors(*KEY)[0] == pytest.approx(2.0)
     table.record(observed(p, name="other", ttft_share=4.0))
     table.forget("id-edge-0")
-    assert table.factors(*KEY) == (1.0, 1.0)
+    assert table.factors(*KEY) == (1.0, 1.0, 1.0)
     assert table.factors("id-other", SMALL.digest)[0] == pytest.approx(4.0)
 
 

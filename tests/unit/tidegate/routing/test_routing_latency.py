@@ -31,20 +31,24 @@ def predict(load: NodeLoad, in_flight: InFlight | None = None, **asked: object) 
 
 def test_an_idle_node_is_network_plus_prefill_plus_steps() -> None:
     p = predict(NodeLoad(), prompt_tokens=200, max_tokens=11)
-    assert p == pytest.approx((207.0, 10.0, 307.0, 0.0, 200.0, 7.0, 0, 1, 1.0, 1.0))
+    assert p == pytest.approx((207.0, 10.0, 307.0, 0.0, 200.0, 7.0, 0, 1, 1.0, 1.0, 1.0, 1.0))
+
+
+def test_no_prefill_is_shorter_than_a_step() -> None:
+    assert predict(NodeLoad(), prompt_tokens=1).prefill_ms == pytest.approx(10.0)
 
 
 def test_running_decodes_slow_prefill_and_steps() -> None:
     p = predict(NodeLoad(running=1, pending_decode_tokens=50), prompt_tokens=600, max_tokens=11)
     assert p.queue_ms == 0.0
-    assert p.prefill_ms == pytest.approx(600 + 2 * 10)  # two chunks, each waits for one step of the other
+    assert p.prefill_ms == pytest.approx(600 + 5 * 10)  # five chunks, each waits for one step of the other
     assert p.batch_size == 2
     assert p.tpot_ms == pytest.approx(10 + 10 / 3)
 
 
 def test_pending_prefill_comes_first() -> None:
     p = predict(NodeLoad(running=1, pending_prefill_tokens=300), prompt_tokens=100)
-    assert p.queue_ms == pytest.approx(300 + 10)
+    assert p.queue_ms == pytest.approx(300 + 3 * 10)
 
 
 def test_without_a_free_slot_decodes_must_end_first() -> None:
