@@ -10,6 +10,7 @@ from aiohttp import web
 
 from serving.openai_api.backend import GenerateBackend
 from serving.openai_api.errors import serve_error_body
+from serving.openai_api.lifetime import Answers
 from serving.openai_api.render import (
     DONE,
     AnswerHead,
@@ -121,8 +122,11 @@ class StreamedAnswer:
     its own HTTP status; after it a failure is an error chunk.
     """
 
-    def __init__(self, answer: Answer, stream: SseStream, *, include_usage: bool, early: bool) -> None:
+    def __init__(
+        self, answer: Answer, answers: Answers, stream: SseStream, *, include_usage: bool, early: bool
+    ) -> None:
         self._answer = answer
+        self._answers = answers
         self._stream = stream
         self._include_usage = include_usage
         self._early = early
@@ -133,7 +137,8 @@ class StreamedAnswer:
     async def run(self, events: AsyncIterator[GenerateEvent]) -> web.StreamResponse:
         """Raises ReaderLost, and while nothing was sent whatever the backend raised."""
         try:
-            await self._relay(events)
+            async with self._answers.one():
+                await self._relay(events)
         except ServeError as error:
             if self._shape is None:
                 raise

@@ -14,6 +14,7 @@ from serving.openai_api.backend import Authenticator, Caller, GenerateBackend, M
 from serving.openai_api.bodies import ChatBody, CompletionBody, GenerateBody
 from serving.openai_api.errors import json_response
 from serving.openai_api.guard import REQUEST_ID_HEADER, SERVER_NAME, current_request_id, error_shape
+from serving.openai_api.lifetime import Answers
 from serving.openai_api.options import DEFAULT_OPTIONS, FrontOptions
 from serving.openai_api.render import ChatShape, CompletionShape, Shape
 from serving.openai_api.translate import parse_body, parse_headers, to_request
@@ -38,6 +39,10 @@ class _Front:
         self._options = options
         self._wall_clock = wall_clock
         self._started_s = int(wall_clock())
+        self._answers = Answers()
+
+    async def stop(self, _: web.Application) -> None:
+        await self._answers.stop(self._options.shutdown_s)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, ChatBody, ChatShape)
@@ -70,7 +75,7 @@ class _Front:
         return await self._streamed(request, asked, answer, include_usage=wants_usage)
 
     async def _whole(self, asked: GenerateRequest, answer: Answer) -> web.StreamResponse:
-        async with running(self._backend, asked) as events:
+        async with running(self._backend, asked) as events, self._answers.one():
             text, finished = await collect(events, answer)
         body = answer.render().whole(text, finished, answer.tidegate(finished))
         return json_response(body, headers=answer.headers())
@@ -81,7 +86,9 @@ class _Front:
         stream = SseStream(request, self._options.write_stall_s)
         stream.response.headers[REQUEST_ID_HEADER] = asked.request_id
         stream.response.headers["Server"] = SERVER_NAME
-        streamed = StreamedAnswer(answer, stream, include_usage=include_usage, early=asked.early_accept)
+        streamed = StreamedAnswer(
+            answer, self._answers, stream, include_usage=include_usage, early=asked.early_accept
+        )
         try:
             async with running(self._backend, asked) as events:
                 await streamed.run(events)
@@ -150,6 +157,7 @@ def build_routes(
     """
     front = _Front(backend, authenticate, options, wall_clock)
     app.middlewares.insert(0, error_shape(options))
+    app.on_shutdown.append(front.stop)
     app.router.add_post("/v1/chat/completions", front.chat)
     app.router.add_post("/v1/completions", front.completions)
     app.router.add_get("/v1/models", front.models)
@@ -177,7 +185,8 @@ def make_runner(app: web.Application, options: FrontOptions = DEFAULT_OPTIONS) -
         handler_cancellation=True,
         keepalive_timeout=options.keepalive_s,
         lingering_time=options.linger_s,
-        shutdown_timeout=options.shutdown_s,
+        # The routes end their own answers; this bounds what else still runs.
+        shutdown_timeout=min(options.shutdown_s, 1.0),
         access_log=None,
         logger=server_log,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -90,8 +91,9 @@ def http_exception_response(request: web.Request, error: web.HTTPException) -> w
     elif error.status == 405:
         body = error_body(f"Method not allowed: {where}", "invalid_request_error", code="method_not_allowed")
     else:
-        kind = "invalid_request_error" if error.status < 500 else "server_error"
-        code = error.reason.lower().replace(" ", "_")
+        other = "invalid_request_error" if error.status < 500 else "server_error"
+        kind = next((kind for status, kind in _STATUS.values() if status == error.status), other)
+        code = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
         body = error_body(error.reason, kind, code=code)
     return json_response(body, status=error.status, headers=headers)
 

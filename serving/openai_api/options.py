@@ -12,7 +12,7 @@ class FrontOptions:
     `body_timeout_s`: a request's body must be complete within it (408). `write_stall_s`: a reader that takes
     nothing for that long is cut and its generation cancelled. `keepalive_s` also bounds how long a client may
     take for its request head. `shutdown_s`: running answers may finish that long once the runner's cleanup
-    began, then they are cancelled within the same time again; a longer drain belongs before the cleanup.
+    began, then they end with an error; a drain that wants to tell clients earlier belongs before the cleanup.
     """
 
     max_body_bytes: int = 8 * 1024 * 1024

@@ -134,7 +134,11 @@ async def serve(
     options: FrontOptions = FrontOptions(),  # noqa: B008 - immutable
     middlewares: Sequence[Middleware] = (),
 ) -> AsyncIterator[Front]:
+    async def admin_page(request: web.Request) -> web.Response:
+        raise web.HTTPForbidden(reason="this needs an admin key")
+
     app = web.Application(middlewares=middlewares)
+    app.router.add_get("/admin", admin_page)
     build_routes(app, backend, authenticate, options, wall_clock=lambda: NOW_S)
     runner = make_runner(app, options)
     await runner.setup()

@@ -168,6 +168,18 @@ async def test_wrong_addresses_have_the_shape(method: str, path: str, status: in
         assert headers["Allow"]
 
 
+async def test_errors_of_other_routes_have_the_shape_too() -> None:
+    async with serve(ScriptedBackend()) as front:
+        status, body, _ = await front.request("GET", "/admin")
+    assert status == 403
+    assert body["error"] == {
+        "message": "this needs an admin key",
+        "type": "permission_error",
+        "param": None,
+        "code": "forbidden",
+    }
+
+
 @pytest.mark.parametrize("key", ["Bearer wrong", "", "Bearer sesamé"])
 async def test_a_wrong_key_is_a_401_everywhere(key: str) -> None:
     backend = ScriptedBackend()

@@ -214,14 +214,33 @@ async def test_http_1_0_clients_get_a_plain_stream() -> None:
     assert body.endswith(b"data: [DONE]\n\n")
 
 
-async def test_stopping_the_server_is_bounded_and_cancels() -> None:
+@pytest.mark.parametrize(("body", "told"), [(STREAM, b'data: {"error":'), (WHOLE, b"HTTP/1.1 503")])
+async def test_stopping_the_server_is_bounded_and_tells_running_clients(body: bytes, told: bytes) -> None:
     backend = ScriptedBackend([Accepted(ROUTE), *chunks("a"), asyncio.Event()])
     loop = asyncio.get_running_loop()
     async with serve(backend, FrontOptions(shutdown_s=0.2)) as front:
         reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(raw_request(body))
+        await asyncio.wait_for(backend.started.wait(), 1)
+        began_s = loop.time()
+    assert 0.15 < loop.time() - began_s < 2
+    assert backend.ended.is_set()
+    answer = await asyncio.wait_for(reader.read(), 1)
+    assert told in answer
+    assert b'"shutting_down"' in answer
+    writer.close()
+
+
+async def test_an_answer_that_ends_within_the_grace_is_whole() -> None:
+    go_on = asyncio.Event()
+    backend = ScriptedBackend([Accepted(ROUTE), *chunks("a"), go_on, *chunks("b"), DONE])
+    loop = asyncio.get_running_loop()
+    async with serve(backend, FrontOptions(shutdown_s=5)) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
         writer.write(raw_request(STREAM))
         await reader.readuntil(b'"a"')
+        loop.call_later(0.05, go_on.set)
         began_s = loop.time()
-    assert loop.time() - began_s < 2
-    assert backend.ended.is_set()
+    assert loop.time() - began_s < 3
+    assert b"data: [DONE]" in await asyncio.wait_for(reader.read(), 1)
     writer.close()
