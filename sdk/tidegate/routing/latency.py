@@ -98,12 +98,14 @@ class FirstPrinciples:
         fresh = query.analysis.prompt_tokens - cached
         if fresh < 1:
             fresh = 1
-        prefill_ms = _prefill_ms(fresh, prefill_tps, beside_step_ms)
-        # However few tokens are left, the weights are read once: no pass is shorter than a decode step.
-        prefill_ms = max(prefill_ms, step_ms(speeds.decode, 1)) * factors.ttft
-
         batch = beside + 1
-        tpot_ms = step_ms(speeds.decode, batch) * factors.tpot
+        own_step_ms = step_ms(speeds.decode, batch)
+        prefill_ms = _prefill_ms(fresh, prefill_tps, beside_step_ms)
+        if prefill_ms < own_step_ms:
+            # However few tokens are left, the weights are read once: no pass is shorter than a decode step.
+            prefill_ms = max(prefill_ms, step_ms(speeds.decode, 1))
+        prefill_ms *= factors.ttft
+        tpot_ms = own_step_ms * factors.tpot
         ttft_ms = node.rtt_ms + queue_ms + prefill_ms
         total_ms = ttft_ms + (query.max_tokens - 1 if query.max_tokens > 1 else 0) * tpot_ms
         return Prediction(
