@@ -140,6 +140,7 @@ kind = "oracle"
 slots = 4
 
 [engine.oracle]
+digest = {json.dumps("oracle-" + quantization)}
 quantization = {json.dumps(quantization)}
 perplexity = {perplexity}
 prefill_tokens_per_s = {prefill}
