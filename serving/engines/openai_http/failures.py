@@ -67,7 +67,7 @@ def failure_of_exception(error: Exception) -> Failure:
     if isinstance(error, aiohttp.ClientConnectorError):
         return Failure(Cause.UPSTREAM, "the upstream server cannot be reached")
     if isinstance(error, TimeoutError):
-        return Failure(Cause.UPSTREAM, "connecting to the upstream server took too long")
+        return Failure(Cause.UPSTREAM, "the upstream server took too long to answer")
     return Failure(Cause.UPSTREAM, f"the connection to the upstream server broke ({type(error).__name__})")
 
 
