@@ -14,6 +14,7 @@ Option = tuple[str, int | str]
 KEEPALIVE_TIME_MS = 5_000
 KEEPALIVE_TIMEOUT_MS = 3_000
 MAX_RECEIVE_BYTES = 16 * 1024 * 1024
+MAX_RECONNECT_BACKOFF_MS = 5_000
 # Bounds what the path swallows beyond the reach of our own send queue.
 LINK_LOOKAHEAD_BYTES = 32_768
 
@@ -58,6 +59,7 @@ def channel_options(
     own_connection: bool = False,
     small_window: bool = False,
     max_receive_bytes: int = MAX_RECEIVE_BYTES,
+    max_reconnect_backoff_ms: int = MAX_RECONNECT_BACKOFF_MS,
     server_name: str = "",
 ) -> list[Option]:
     """See open_channel."""
@@ -72,7 +74,7 @@ def channel_options(
         ("grpc.initial_reconnect_backoff_ms", 100),
         # Despite its name this is also how long one try to connect may take.
         ("grpc.min_reconnect_backoff_ms", 3_000),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", max_reconnect_backoff_ms),
         # Retries are ours: bounded by the caller's deadline and counted.
         ("grpc.enable_retries", 0),
         ("grpc.primary_user_agent", "tidegate-python"),
@@ -126,6 +128,7 @@ def open_channel(
     own_connection: bool = False,
     small_window: bool = False,
     max_receive_bytes: int = MAX_RECEIVE_BYTES,
+    max_reconnect_backoff_ms: int = MAX_RECONNECT_BACKOFF_MS,
 ) -> grpc.aio.Channel:
     """A grpc.aio channel; dials on first use.
 
@@ -136,6 +139,7 @@ def open_channel(
         own_connection=own_connection,
         small_window=small_window,
         max_receive_bytes=max_receive_bytes,
+        max_reconnect_backoff_ms=max_reconnect_backoff_ms,
         server_name=tls.server_name if tls else "",
     )
     if tls is None:
@@ -149,11 +153,13 @@ def open_sync_channel(
     tls: TlsConfig | None = None,
     own_connection: bool = False,
     max_receive_bytes: int = MAX_RECEIVE_BYTES,
+    max_reconnect_backoff_ms: int = MAX_RECONNECT_BACKOFF_MS,
 ) -> grpc.Channel:
     """The same for blocking code."""
     options = channel_options(
         own_connection=own_connection,
         max_receive_bytes=max_receive_bytes,
+        max_reconnect_backoff_ms=max_reconnect_backoff_ms,
         server_name=tls.server_name if tls else "",
     )
     if tls is None:

@@ -1,0 +1,275 @@
+"""The async client."""
+
+from __future__ import annotations
+
+import random as random_module
+import time
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+from tidegate.client.answer import Answer, Completion, OnRestart
+from tidegate.client.calls import Core, ServerStream, unary
+from tidegate.client.request import GenerateOptions, Prompt, build_request
+from tidegate.client.retry import DEFAULT_RETRY, Clock, RetryPolicy, Uniform
+from tidegate.client.unary import check_deadline, decode_explain, decode_models, decode_nodes
+from tidegate.gateway.v1 import gateway_pb2 as pb
+from tidegate.routing.domain import Accepted, Chunk, Finished, GenerateEvent, Restarted, Route
+from tidegate.wire.channels import MAX_RECEIVE_BYTES, TlsConfig
+from tidegate.wire.fleet import Decision, ModelInfo, NodeInfo
+
+GenerateCall = ServerStream[pb.GenerateRequest, pb.GenerateResponse]
+WatchCall = ServerStream[pb.WatchFleetRequest, pb.WatchFleetResponse]
+
+
+class GenerateStream:
+    """One answer as it comes: an async iterator of Chunk. The request is sent when iteration starts.
+
+    Leaving its `async with` block, `aclose()`, leaving the client's block, or dropping the last reference
+    cancels the request at the gateway, which frees the engine. Breaking out of the loop alone does not: close
+    the stream then. An answer that starts again raises StreamRestarted, unless on_restart="reset" was asked
+    for: `text` then starts anew and `restarts` tells of it.
+    """
+
+    def __init__(self, call: GenerateCall, answer: Answer) -> None:
+        self._call = call
+        self._answer = answer
+
+    @property
+    def request_id(self) -> str:
+        return self._answer.request_id
+
+    @property
+    def accepted(self) -> Accepted | None:
+        """Where the request went; None until the first event."""
+        return self._answer.accepted
+
+    @property
+    def route(self) -> Route | None:
+        """Where the answer comes from now; differs from `accepted.route` after a restart."""
+        return self._answer.route
+
+    @property
+    def finished(self) -> Finished | None:
+        """How it ended; None until it has."""
+        return self._answer.finished
+
+    @property
+    def text(self) -> str:
+        """All text received since the last restart."""
+        return self._answer.text
+
+    @property
+    def restarts(self) -> tuple[Restarted, ...]:
+        return self._answer.restarts
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Milliseconds from the start of iteration to the first token, by this client's clock."""
+        return self._answer.ttft_ms
+
+    def completion(self) -> Completion:
+        """The whole answer, once the stream has ended. Raises TidegateError before."""
+        return self._answer.completion()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while (event := await self._next()) is not None:
+            try:
+                chunk = self._answer.chunk_of(event)
+            except BaseException:
+                await self.aclose()
+                raise
+            if chunk is not None:
+                return chunk
+        raise StopAsyncIteration
+
+    async def events(self) -> AsyncIterator[GenerateEvent]:
+        """Every event: Accepted, Chunk, Restarted, Finished. Never raises StreamRestarted."""
+        while (event := await self._next()) is not None:
+            yield event
+
+    async def aclose(self) -> None:
+        """Cancels the request if it still runs. Idempotent."""
+        await self._call.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _next(self) -> GenerateEvent | None:
+        self._answer.start()
+        while (message := await self._call.read()) is not None:
+            try:
+                event = self._answer.take(message)
+            except BaseException:
+                await self.aclose()
+                raise
+            if event is not None:
+                return event
+        self._answer.ended()
+        return None
+
+
+class FleetWatch:
+    """The nodes now and again whenever they change. A lost gateway is dialled again, as retries allow."""
+
+    def __init__(self, call: WatchCall) -> None:
+        self._call = call
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[NodeInfo, ...]:
+        message = await self._call.read()
+        if message is None:
+            raise StopAsyncIteration
+        return decode_nodes(message)
+
+    async def aclose(self) -> None:
+        await self._call.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Client:
+    """A client of one or several equal gateways, for asyncio.
+
+    `addresses`: "host:port", or a list; the client starts at a random one and moves on when it fails.
+    `api_key` travels as a bearer token: without `tls` in the clear. `deadline_s` is the default for calls
+    that name none; it covers all tries of a call. `random` gives numbers in [0, 1), `clock` seconds.
+
+    Belongs to the event loop and the process that used it first: create one after a fork, never before.
+    Raises TidegateError and its children (see tidegate.client.errors); gRPC's errors never escape.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = "localhost:50051",
+        *,
+        api_key: str | None = None,
+        tls: TlsConfig | None = None,
+        deadline_s: float | None = None,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        max_receive_bytes: int = MAX_RECEIVE_BYTES,
+        random: Uniform = random_module.random,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._deadline_s = check_deadline(deadline_s)
+        self._core = Core(
+            addresses,
+            api_key=api_key,
+            tls=tls,
+            retry=retry,
+            max_receive_bytes=max_receive_bytes,
+            clock=clock,
+            uniform=random,
+        )
+        # Weak: a stream nobody holds any more must be free to go, which cancels it.
+        self._streams: weakref.WeakSet[GenerateCall | WatchCall] = weakref.WeakSet()
+
+    def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        deadline_s: float | None = None,
+        on_restart: OnRestart = "raise",
+        **options: Unpack[GenerateOptions],
+    ) -> GenerateStream:
+        """Streams one answer. `prompt` is a user's text or a list of messages.
+
+        Raises InvalidRequest at once for what the SDK can tell; everything else while iterating.
+        """
+        request, message = build_request(prompt, options)
+        answer = Answer(request.request_id, on_restart, self._core.clock)
+        call: GenerateCall = ServerStream(
+            self._core, lambda stub: stub.Generate, message, deadline_s=self._deadline(deadline_s)
+        )
+        self._streams.add(call)
+        return GenerateStream(call, answer)
+
+    async def complete(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        deadline_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """The whole answer at once. A restart is no error here; `Completion.restarts` tells of it."""
+        async with self.generate(prompt, deadline_s=deadline_s, on_restart="reset", **options) as stream:
+            async for _ in stream:
+                pass
+            return stream.completion()
+
+    async def explain(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        deadline_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Decision:
+        """Where this request would go now, and why. Nothing is generated."""
+        _, message = build_request(prompt, options)
+        response = await unary(
+            self._core,
+            lambda stub: stub.Explain,
+            pb.ExplainRequest(request=message),
+            self._deadline(deadline_s),
+        )
+        return decode_explain(response)
+
+    async def nodes(self, *, deadline_s: float | None = None) -> tuple[NodeInfo, ...]:
+        """The nodes the gateway knows."""
+        response = await unary(
+            self._core, lambda stub: stub.ListNodes, pb.ListNodesRequest(), self._deadline(deadline_s)
+        )
+        return decode_nodes(response)
+
+    async def models(self, *, deadline_s: float | None = None) -> tuple[ModelInfo, ...]:
+        """The models that can be asked for now."""
+        response = await unary(
+            self._core, lambda stub: stub.ListModels, pb.ListModelsRequest(), self._deadline(deadline_s)
+        )
+        return decode_models(response)
+
+    def watch_fleet(self, *, deadline_s: float | None = None) -> FleetWatch:
+        """The nodes now and again whenever they change, until closed. Only its own deadline ends it."""
+        call: WatchCall = ServerStream(
+            self._core,
+            lambda stub: stub.WatchFleet,
+            pb.WatchFleetRequest(),
+            deadline_s=check_deadline(deadline_s),
+            reconnect=True,
+        )
+        self._streams.add(call)
+        return FleetWatch(call)
+
+    async def aclose(self) -> None:
+        """Cancels all streams and closes the connections. Idempotent."""
+        for stream in tuple(self._streams):
+            await stream.aclose()
+        await self._core.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _deadline(self, deadline_s: float | None) -> float | None:
+        return self._deadline_s if deadline_s is None else check_deadline(deadline_s)
