@@ -95,9 +95,7 @@ class FirstPrinciples:
         queue_ms *= factors.queue
 
         cached = expected_cached_tokens(node, variant, query)
-        fresh = query.analysis.prompt_tokens - cached
-        if fresh < 1:
-            fresh = 1
+        fresh = max(query.analysis.prompt_tokens - cached, 1)
         batch = beside + 1
         own_step_ms = step_ms(speeds.decode, batch)
         prefill_ms = _prefill_ms(fresh, prefill_tps, beside_step_ms)
@@ -108,18 +106,9 @@ class FirstPrinciples:
         tpot_ms = own_step_ms * factors.tpot
         ttft_ms = node.rtt_ms + queue_ms + prefill_ms
         total_ms = ttft_ms + (query.max_tokens - 1 if query.max_tokens > 1 else 0) * tpot_ms
-        return Prediction(
-            ttft_ms,
-            tpot_ms,
-            total_ms,
-            queue_ms,
-            prefill_ms,
-            node.rtt_ms,
-            cached,
-            batch,
-            *factors,
-            fresh / max(query.analysis.prompt_tokens, 1),
-        )
+        fresh_share = fresh / max(query.analysis.prompt_tokens, 1)
+        timing = (ttft_ms, tpot_ms, total_ms, queue_ms, prefill_ms, node.rtt_ms)
+        return Prediction(*timing, cached, batch, *factors, fresh_share)
 
     def p_meet(self, prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
         return p_meet(prediction, budget, elapsed_ms, self._spread)
