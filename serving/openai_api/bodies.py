@@ -143,7 +143,8 @@ class GenerateBody(_Body):
 class ChatBody(GenerateBody):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    # Fail fast: a hostile body must not make a million errors.
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
     tools: Annotated[None, _refused("tool calling", _empty)] = None
     tool_choice: Annotated[

@@ -10,7 +10,13 @@ from multidict import CIMultiDict
 
 from serving.openai_api.bodies import MAX_MESSAGES, ChatBody, CompletionBody
 from serving.openai_api.inputs import NO_INPUTS, TidegateInputs
-from serving.openai_api.translate import parse_body, parse_headers, to_request, valid_request_id
+from serving.openai_api.translate import (
+    has_more_values,
+    parse_body,
+    parse_headers,
+    to_request,
+    valid_request_id,
+)
 from tidegate.routing.domain import Budget, Code, GenerateRequest, Message, Role, Sampling, ServeError
 
 USER = {"role": "user", "content": "hi"}
@@ -247,6 +253,31 @@ def test_messages_of_refusals_hold_no_prompt_text() -> None:
         with pytest.raises(ServeError) as caught:
             parse_body(ChatBody, json.dumps(body).encode())
         assert secret not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"messages": [' + b"{}," * 50_001 + b"{}]}",
+        b'{"messages": [{"role": "user", "content": [' + b"{}," * 50_001 + b"{}]}]}",
+        b'{"tidegate": {' + b",".join(b'"k%d":1' % n for n in range(50_002)) + b"}}",
+    ],
+)
+def test_a_body_of_endless_structure_is_refused_unread(data: bytes) -> None:
+    with pytest.raises(ServeError) as caught:
+        parse_body(ChatBody, data)
+    assert caught.value.reason == "TOO_MANY_VALUES"
+
+
+def test_commas_and_braces_in_text_are_no_structure() -> None:
+    text = '{[,"\\"' * 20_000
+    asked = chat(messages=[USER | {"content": text}])
+    assert asked.messages[0].content == text
+
+
+def test_an_endless_string_is_searched_once() -> None:
+    # Quadratic search would take minutes here.
+    assert not has_more_values(b'"' + b'\\",' * 500_000, 10)
 
 
 def test_headers_are_read_in_any_case_and_outputs_are_ignored() -> None:
