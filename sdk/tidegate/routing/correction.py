@@ -4,6 +4,9 @@ Each factor is a multiplicative moving average: log f <- (1 - a) log f + a log(f
 where f_sent is the factor the prediction already contained. Learning against the raw prediction keeps many
 answers in flight from correcting the same error several times. The queue, the node's own work before the
 first token, and per-token time err for different reasons and are never mixed.
+
+How far predictions miss is learned too: the spread is the root of a moving mean of log(actual / predicted)^2
+of the corrected predictions as they were sent, so a bias that is not corrected yet widens it.
 """
 
 from __future__ import annotations
@@ -20,12 +23,25 @@ _MIN_QUEUE_MS = 20.0
 _MIN_FRESH_OF_EXPECTED = 0.25
 
 
+DEFAULT_SPREAD = 0.25
+MIN_SPREAD, MAX_SPREAD = 0.1, 1.0
+# One wild answer must not hide what the others say.
+_MAX_MISS = 2.0
+_SPREAD_WEIGHT = 0.05
+
+
 class Factors(NamedTuple):
-    """What to multiply a raw prediction with: `ttft` scales prefill, `queue` the wait before it."""
+    """What to multiply a raw prediction with: `ttft` scales prefill, `queue` the wait before it.
+
+    The spreads are sigmas of the lognormal error left after correction, of the whole TTFT and of the
+    per-token time.
+    """
 
     ttft: float = 1.0
     tpot: float = 1.0
     queue: float = 1.0
+    ttft_spread: float = DEFAULT_SPREAD
+    tpot_spread: float = DEFAULT_SPREAD
 
 
 _NEUTRAL = Factors()
@@ -66,11 +82,14 @@ class Corrections:
         """Learn from one attempt. A censored one only counts where it already took longer than predicted."""
         o = observation
         old = self._factors.get((o.node_id, o.variant_digest), _NEUTRAL)
-        tpot = old.tpot
+        tpot, tpot_spread, ttft_spread = old.tpot, old.tpot_spread, old.ttft_spread
         if o.actual_tpot_ms is not None and o.output_tokens >= self._min_output_tokens:
             tpot = self._blend(tpot, o.tpot_factor, o.actual_tpot_ms, o.predicted_tpot_ms, o.censored)
+            tpot_spread = _widen(tpot_spread, o.actual_tpot_ms, o.predicted_tpot_ms, o.censored)
+        if o.actual_ttft_ms is not None:
+            ttft_spread = _widen(ttft_spread, o.actual_ttft_ms, o.predicted_ttft_ms, o.censored)
         self._factors[o.node_id, o.variant_digest] = Factors(
-            self._ttft(old.ttft, o), tpot, self._queue(old.queue, o)
+            self._ttft(old.ttft, o), tpot, self._queue(old.queue, o), ttft_spread, tpot_spread
         )
 
     def _ttft(self, factor: float, o: Observation) -> float:
@@ -96,8 +115,14 @@ class Corrections:
     def decay(self, elapsed_s: float) -> None:
         """Let all factors go back towards 1 for `elapsed_s` seconds; the owner calls it now and then."""
         keep = 0.5 ** (max(elapsed_s, 0.0) / self._half_life_s)
-        for key, factors in self._factors.items():
-            self._factors[key] = Factors(*(factor**keep for factor in factors))
+        for key, f in self._factors.items():
+            self._factors[key] = Factors(
+                f.ttft**keep,
+                f.tpot**keep,
+                f.queue**keep,
+                DEFAULT_SPREAD * (f.ttft_spread / DEFAULT_SPREAD) ** keep,
+                DEFAULT_SPREAD * (f.tpot_spread / DEFAULT_SPREAD) ** keep,
+            )
 
     def forget(self, node_id: str) -> None:
         """A node left or restarted: what was learned about it no longer holds."""
@@ -112,3 +137,14 @@ class Corrections:
         target = min(max(sent * actual / predicted, self._low), self._high)
         log_factor = (1.0 - self._weight) * math.log(factor) + self._weight * math.log(target)
         return min(max(math.exp(log_factor), self._low), self._high)
+
+
+def _widen(spread: float, actual: float, predicted: float, censored: bool) -> float:
+    """The moving spread with one more miss. A cut-off attempt counts only as missing at least this much."""
+    if not (actual > 0.0 and predicted > 0.0 and math.isfinite(actual / predicted)):
+        return spread
+    if censored and actual <= predicted:
+        return spread
+    miss = min(abs(math.log(actual / predicted)), _MAX_MISS)
+    mean = (1.0 - _SPREAD_WEIGHT) * spread * spread + _SPREAD_WEIGHT * miss * miss
+    return min(max(math.sqrt(mean), MIN_SPREAD), MAX_SPREAD)

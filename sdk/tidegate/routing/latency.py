@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
-from tidegate.routing.correction import Corrections
+from tidegate.routing.correction import DEFAULT_SPREAD, Corrections
 from tidegate.routing.domain import Budget, NodeState, RouteQuery, Variant
 from tidegate.routing.prefix import BLOCK_BYTES, matched_blocks
 
@@ -17,7 +17,6 @@ BYTES_PER_TOKEN = 4
 BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 # Engines cut a prefill so that running answers wait no longer than about this for their next token.
 PREFILL_CHUNK_MS = 120.0
-DEFAULT_SPREAD = 0.25
 
 # For nodes that announce no speed, or nonsense: slow enough to lose against anything measured.
 _MIN_TPS = 1e-3
@@ -49,6 +48,8 @@ class Prediction(NamedTuple):
     ttft_factor: float = 1.0
     tpot_factor: float = 1.0
     queue_factor: float = 1.0
+    ttft_spread: float = DEFAULT_SPREAD
+    tpot_spread: float = DEFAULT_SPREAD
     fresh_share: float = 1.0
 
 
@@ -65,13 +66,10 @@ class LatencyModel(Protocol):
 class FirstPrinciples:
     """Prefill of what is ahead, a slot, prefill of the uncached rest, then one step per token.
 
-    `spread` is the sigma of the lognormal error around each prediction.
+    Speeds and the size of the error are corrected by what `corrections` has learned.
     """
 
-    def __init__(self, *, spread: float = DEFAULT_SPREAD, corrections: Corrections | None = None) -> None:
-        if spread <= 0.0:
-            raise ValueError("spread must be positive")
-        self._spread = spread
+    def __init__(self, corrections: Corrections | None = None) -> None:
         self._corrections = corrections if corrections is not None else Corrections()
 
     def predict(self, node: NodeState, variant: Variant, query: RouteQuery) -> Prediction:
@@ -111,26 +109,24 @@ class FirstPrinciples:
         return Prediction(*timing, cached, batch, *factors, fresh_share)
 
     def p_meet(self, prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
-        return p_meet(prediction, budget, elapsed_ms, self._spread)
+        return p_meet(prediction, budget, elapsed_ms)
 
 
-def p_meet(
-    prediction: Prediction, budget: Budget, elapsed_ms: float, spread: float = DEFAULT_SPREAD
-) -> float:
-    """P(all limited parts are met) when each part errs by an independent-enough lognormal factor.
+def p_meet(prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
+    """P(all limited parts are met) when each part errs by a lognormal factor of the prediction's spread.
 
-    TTFT and per-token time err independently; the total contains both, so it takes the worse of its own
-    odds and theirs together. Monotone in every limit.
+    TTFT and per-token time are taken to err independently; the total contains both, so it takes the worse of
+    its own odds and theirs together. Monotone in every limit.
     """
     ttft_ms, tpot_ms, total_ms = budget.ttft_ms, budget.tpot_ms, budget.total_ms
-    scale = -1.0 / (spread * _SQRT2)
     odds = 1.0
     if ttft_ms is not None:
-        odds = _within(prediction.ttft_ms, ttft_ms - elapsed_ms, scale)
+        odds = _within(prediction.ttft_ms, ttft_ms - elapsed_ms, prediction.ttft_spread)
     if tpot_ms is not None:
-        odds *= _within(prediction.tpot_ms, tpot_ms, scale)
+        odds *= _within(prediction.tpot_ms, tpot_ms, prediction.tpot_spread)
     if total_ms is not None:
-        odds = min(odds, _within(prediction.total_ms, total_ms - elapsed_ms, scale))
+        spread = max(prediction.ttft_spread, prediction.tpot_spread)
+        odds = min(odds, _within(prediction.total_ms, total_ms - elapsed_ms, spread))
     return odds
 
 
@@ -198,10 +194,10 @@ def _slot_wait_ms(active: int, slots: int, pending_decode_tokens: int, full_step
     return full_step_ms * mean_tokens * (2.0 / (slots + 1) + (active - slots) / slots)
 
 
-def _within(predicted_ms: float, limit_ms: float, scale: float) -> float:
-    """Phi(ln(limit / predicted) / spread), with scale = -1 / (spread * sqrt(2))."""
+def _within(predicted_ms: float, limit_ms: float, spread: float) -> float:
+    """Phi(ln(limit / predicted) / spread)."""
     if limit_ms <= 0.0:
         return 0.0
     if predicted_ms <= 0.0:
         return 1.0
-    return 0.5 * _erfc(_log(limit_ms / predicted_ms) * scale)
+    return 0.5 * _erfc(_log(predicted_ms / limit_ms) / (spread * _SQRT2))

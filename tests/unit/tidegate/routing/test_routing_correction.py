@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from routing_fixtures import SMALL, always, cloud, fleet, node, observed, query, stamped
 
-from tidegate.routing.correction import Corrections
+from tidegate.routing.correction import DEFAULT_SPREAD, MAX_SPREAD, MIN_SPREAD, Corrections, Factors
 from tidegate.routing.domain import Budget, NodeLoad, SessionHint
-from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.latency import FirstPrinciples, p_meet
 from tidegate.routing.plan import Plan
 from tidegate.routing.policy import route
 
@@ -34,7 +34,7 @@ def _learn(table: Corrections, times: int, **outcome: object) -> None:
 def test_a_node_three_times_slower_is_learned_and_a_steady_one_stays() -> None:
     table = Corrections()
     _learn(table, 20, ttft=3.0)
-    assert table.factors(*KEY) == (pytest.approx(3.0, rel=0.05), 1.0, 1.0)
+    assert table.factors(*KEY)[:3] == (pytest.approx(3.0, rel=0.05), 1.0, 1.0)
     _learn(table, 30, ttft=1.0)
     assert table.factors(*KEY)[0] == pytest.approx(1.0, rel=0.05)
 
@@ -42,7 +42,7 @@ def test_a_node_three_times_slower_is_learned_and_a_steady_one_stays() -> None:
 def test_per_token_time_is_learned_apart() -> None:
     table = Corrections()
     _learn(table, 20, tpot=2.0)
-    assert table.factors(*KEY) == (1.0, pytest.approx(2.0, rel=0.05), 1.0)
+    assert table.factors(*KEY)[:3] == (1.0, pytest.approx(2.0, rel=0.05), 1.0)
 
 
 def test_many_answers_sent_under_one_belief_do_not_overcorrect() -> None:
@@ -77,7 +77,7 @@ def test_a_queue_that_ended_early_does_not_make_prefill_look_fast() -> None:
     p = FirstPrinciples().predict(node(load=BUSY), SMALL, query())
     assert p.queue_ms > 20
     table.record(stamped(p, queue_ms=p.queue_ms / 4, prefill_ms=p.prefill_ms))
-    assert table.factors(*KEY) == pytest.approx((1.0, 1.0, 0.25), rel=0.01)
+    assert table.factors(*KEY)[:3] == pytest.approx((1.0, 1.0, 0.25), rel=0.01)
     model = FirstPrinciples(corrections=table)
     idle = FirstPrinciples().predict(node(), SMALL, query())
     assert model.predict(node(), SMALL, query()).ttft_ms == pytest.approx(idle.ttft_ms)
@@ -105,6 +105,22 @@ def test_an_expected_prefix_that_was_evicted_does_not_make_the_node_look_slow() 
     assert table.factors(*KEY).ttft == pytest.approx(1.0, rel=0.01)
 
 
+def test_erratic_answers_lower_the_odds_and_steady_ones_raise_them() -> None:
+    learned, odds = {}, {}
+    for kind, shares in {"steady": (1.0, 1.0), "erratic": (0.4, 2.5)}.items():
+        table = Corrections()
+        p = FirstPrinciples(table).predict(node(), SMALL, query())
+        for i in range(60):
+            table.record(observed(p, ttft_share=shares[i % 2], tpot_share=shares[i % 2]))
+        learned[kind] = table.factors(*KEY)
+        p = p._replace(ttft_spread=learned[kind].ttft_spread, tpot_spread=learned[kind].tpot_spread)
+        odds[kind] = p_meet(p, Budget(ttft_ms=400.0, tpot_ms=30.0), 0.0)
+    assert learned["steady"].ttft_spread < DEFAULT_SPREAD
+    assert learned["steady"].tpot_spread < DEFAULT_SPREAD
+    assert learned["erratic"].tpot_spread == pytest.approx(0.9, abs=0.1)
+    assert odds["erratic"] < odds["steady"]
+
+
 def test_factors_fade_and_a_node_can_be_forgotten() -> None:
     table = Corrections(weight=1.0, half_life_s=60.0)
     p = FirstPrinciples().predict(node(), SMALL, query())
@@ -113,7 +129,7 @@ def test_factors_fade_and_a_node_can_be_forgotten() -> None:
     assert table.factors(*KEY)[0] == pytest.approx(2.0)
     table.record(observed(p, name="other", ttft_share=4.0))
     table.forget("id-edge-0")
-    assert table.factors(*KEY) == (1.0, 1.0, 1.0)
+    assert table.factors(*KEY) == Factors()
     assert table.factors("id-other", SMALL.digest)[0] == pytest.approx(4.0)
 
 
@@ -123,7 +139,9 @@ def test_factors_stay_inside_their_bounds(shares: list[float]) -> None:
     p = FirstPrinciples().predict(node(), SMALL, query())
     for share in shares:
         table.record(observed(p, ttft_share=share, tpot_share=share))
-    assert all(0.25 <= factor <= 20.0 for factor in table.factors(*KEY))
+    learned = table.factors(*KEY)
+    assert all(0.25 <= factor <= 20.0 for factor in learned[:3])
+    assert all(MIN_SPREAD <= spread <= MAX_SPREAD for spread in learned[3:])
 
 
 def test_a_grey_node_loses_the_traffic_it_won_before() -> None:

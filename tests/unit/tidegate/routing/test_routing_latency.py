@@ -31,7 +31,7 @@ def predict(load: NodeLoad, in_flight: InFlight | None = None, **asked: object) 
 
 def test_an_idle_node_is_network_plus_prefill_plus_steps() -> None:
     p = predict(NodeLoad(), prompt_tokens=200, max_tokens=11)
-    assert p == pytest.approx((207.0, 10.0, 307.0, 0.0, 200.0, 7.0, 0, 1, 1.0, 1.0, 1.0, 1.0))
+    assert p == pytest.approx((207.0, 10.0, 307.0, 0.0, 200.0, 7.0, 0, 1, 1.0, 1.0, 1.0, 0.25, 0.25, 1.0))
 
 
 def test_no_prefill_is_shorter_than_a_step() -> None:
@@ -151,15 +151,19 @@ def test_a_warm_prefix_shortens_prefill_only() -> None:
 
 
 _prediction = st.builds(
-    lambda ttft, tpot, n: Prediction(ttft, tpot, ttft + n * tpot, 0.0, ttft, 0.0, 0, 1),
+    lambda ttft, tpot, n, a, b: Prediction(
+        ttft, tpot, ttft + n * tpot, 0.0, ttft, 0.0, 0, 1, ttft_spread=a, tpot_spread=b
+    ),
     st.floats(0.1, 1e5),
     st.floats(0.1, 1e4),
     st.integers(0, 1000),
+    st.floats(0.05, 2),
+    st.floats(0.05, 2),
 )
 _limit = st.one_of(st.none(), st.floats(0.1, 1e6))
 
 
-@given(_prediction, _limit, _limit, _limit, st.floats(0, 1e5), st.floats(1, 100), st.floats(0.01, 2))
+@given(_prediction, _limit, _limit, _limit, st.floats(0, 1e5), st.floats(1, 100))
 def test_odds_rise_with_every_limit_and_fall_with_time_gone(
     p: Prediction,
     ttft: float | None,
@@ -167,20 +171,19 @@ def test_odds_rise_with_every_limit_and_fall_with_time_gone(
     total: float | None,
     elapsed: float,
     wider: float,
-    spread: float,
 ) -> None:
     def scaled(limit: float | None) -> float | None:
         return None if limit is None else limit * wider
 
-    odds = p_meet(p, Budget(ttft, tpot, total), elapsed, spread)
+    odds = p_meet(p, Budget(ttft, tpot, total), elapsed)
     assert 0.0 <= odds <= 1.0
     for budget in (
         Budget(scaled(ttft), tpot, total),
         Budget(ttft, scaled(tpot), total),
         Budget(ttft, tpot, scaled(total)),
     ):
-        assert p_meet(p, budget, elapsed, spread) >= odds
-    assert p_meet(p, Budget(ttft, tpot, total), elapsed * 2, spread) <= odds
+        assert p_meet(p, budget, elapsed) >= odds
+    assert p_meet(p, Budget(ttft, tpot, total), elapsed * 2) <= odds
 
 
 def test_odds_at_the_median_are_even_and_a_spent_budget_is_lost() -> None:
@@ -200,8 +203,3 @@ def test_corrections_scale_the_node_share_only() -> None:
     assert corrected.prefill_ms == pytest.approx(3 * plain.prefill_ms)
     assert corrected.network_ms == plain.network_ms
     assert corrected.tpot_ms == pytest.approx(2 * plain.tpot_ms)
-
-
-def test_a_spread_must_be_positive() -> None:
-    with pytest.raises(ValueError):
-        FirstPrinciples(spread=0.0)
