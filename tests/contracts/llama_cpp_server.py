@@ -33,9 +33,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def llama_cpp_server(log_dir: Path, *, api_key: str = "") -> Iterator[str]:
+def llama_cpp_server(log_dir: Path, *, port: int = 0, api_key: str = "") -> Iterator[str]:
     """Its base URL, once it listens. One generation at a time: the others wait inside the server."""
-    port = free_port()
+    port = port or free_port()
     options = {
         "--model": str(smollm2_gguf()),
         "--host": "127.0.0.1",
