@@ -204,6 +204,7 @@ class LlamaCppEngine:
                 _LOG.error("engine child %d: %s", child.pid, error)
             finally:
                 self._ready, self._child = False, None
+                self._cache.clear()
                 child_ended = asyncio.ensure_future(child.end(0.0 if not self._stopping else _END_GRACE_S))
                 status = await asyncio.shield(child_ended)
             failure = self._why(status)
@@ -274,7 +275,6 @@ class LlamaCppEngine:
         outputs = self._ledger.fail_all(failure)
         if outputs:
             self._batches.put_nowait(StepBatch(outputs))
-        self._cache.clear()
         self._note_idle()
 
     def _note_idle(self) -> None:

@@ -79,8 +79,11 @@ class _Job:
     def variant(self, target: Path, quantization: str) -> PreparedModel:
         entry = self._existing(target)
         if entry is None:
+            before = load_entry(target)
             self._quantize(target, quantization)
             entry = self._describe(target, quantization)
+            if before is not None and before.digest == entry.digest:
+                entry = dataclasses.replace(before, mtime_ns=entry.mtime_ns)
         text_digest = file_digest(CALIBRATION_TEXT)
         if entry.perplexity is None or entry.perplexity_text != text_digest:
             measured = self._perplexity(target)

@@ -57,7 +57,14 @@ class ChildProcess:
     async def spawn(cls, config: ChildConfig, *, bounded_spin: bool) -> ChildProcess:
         """Starts the child and sends it its configuration. Raises OSError."""
         process, ours = _start(child_environment(dict(os.environ), bounded_spin=bounded_spin))
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            # Cancelled: nobody else knows of this process.
+            ours.close()
+            process.kill()
+            process.wait()
+            raise
         child = cls(process, reader, writer)
         child.send({"t": "config", "config": asdict(config)})
         return child
