@@ -66,7 +66,7 @@ class Analyzer:
         limit = self._max_blocks * BLOCK_BYTES
         try:
             if request.prompt is not None:
-                data = request.prompt[:limit].encode("utf-8")[:limit]
+                data = _first_bytes(request.prompt, limit).encode("utf-8")[:limit]
             else:
                 data = _leading_bytes(request.messages, limit)
         except UnicodeEncodeError:
@@ -107,8 +107,17 @@ def _leading_bytes(messages: Sequence[Message], limit: int) -> bytes:
         if wanted <= 0:
             break
         if len(message.content) > wanted:
-            message = replace(message, content=message.content[:wanted])
+            message = replace(message, content=_first_bytes(message.content, wanted))
         part = canonical_bytes((message,))
         parts.append(part)
         size += len(part)
     return b"".join(parts)[:limit]
+
+
+def _first_bytes(text: str, size: int) -> str:
+    """A beginning of `text` that takes at least `size` bytes in UTF-8, or all of it."""
+    if not text.isascii():
+        third = text[: size // 3 + 1]
+        if len(third.encode("utf-8")) >= size:
+            return third
+    return text[:size]
