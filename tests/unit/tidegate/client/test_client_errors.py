@@ -7,7 +7,7 @@ import pytest
 
 import tidegate
 from tidegate.routing.domain import Code, ServeError
-from tidegate.testing import Fail, FakeGateway, answer
+from tidegate.testing import Fail, FakeGateway, Step, answer
 
 ONE_TRY = tidegate.RetryPolicy(attempts=1)
 
@@ -117,7 +117,7 @@ def test_a_key_that_cannot_travel_is_not_shown(key: str) -> None:
     ids=["no-finish", "empty", "missing", "doubled"],
 )
 async def test_answers_that_break_the_protocol(
-    gateway: FakeGateway, client: tidegate.Client, steps: tuple, reason: str
+    gateway: FakeGateway, client: tidegate.Client, steps: tuple[Step, ...], reason: str
 ) -> None:
     gateway.script(*steps)
     with pytest.raises(tidegate.InternalError) as caught:

@@ -74,8 +74,9 @@ async def test_all_addresses_dead(dead_address: str) -> None:
 
 async def test_clients_start_at_different_addresses() -> None:
     async with FakeGateway() as first, FakeGateway() as second:
-        for draw in (0.0, 0.99):
-            async with tidegate.Client([first.address, second.address], random=lambda d=draw: d) as client:
+        draws = iter((0.0, 0.99))
+        for _ in range(2):
+            async with tidegate.Client([first.address, second.address], random=lambda: next(draws)) as client:
                 await client.nodes()
         assert (first.calls, second.calls) == (1, 1)
 

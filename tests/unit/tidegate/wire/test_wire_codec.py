@@ -20,6 +20,7 @@ from tidegate.routing.domain import (
     Explanation,
     Finished,
     FinishReason,
+    GenerateEvent,
     GenerateRequest,
     Health,
     Message,
@@ -229,7 +230,7 @@ def test_encoding_refuses_what_cannot_travel(request_: GenerateRequest, param: s
     ],
     ids=lambda event: type(event).__name__,
 )
-def test_event_round_trip(event: codec.GenerateEvent) -> None:
+def test_event_round_trip(event: GenerateEvent) -> None:
     data = codec.encode_event(event).SerializeToString()
     assert codec.decode_event(pb.GenerateResponse.FromString(data)) == event
 
