@@ -92,7 +92,7 @@ CHECKS: dict[str, Callable[[], Result]] = {
     "lint": lambda: tool("ruff", "check", "."),
     "format": lambda: tool("ruff", "format", "--check", "."),
     "types": types,
-    "imports": lambda: tool("lint-imports"),
+    "imports": lambda: tool("lint-imports", "--no-logo"),
     "protos": lambda: tool("buf", "lint", cwd=ROOT / "protos"),
     "protobuf-code": protobuf_code,
     "configuration": configuration_reference,

@@ -6,8 +6,6 @@ a second run takes a fraction of a second. Exit status: 0 done, 1 a step failed 
 2 this machine lacks something (one line each, saying what to do).
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 

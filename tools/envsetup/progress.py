@@ -17,6 +17,9 @@ _STOP_GRACE_S = 5.0
 _TAIL_BYTES = 16_384
 _PERCENT = re.compile(r"\[ *(\d{1,3})%\]")
 _NINJA = re.compile(r"\[(\d+)/(\d+)\]")
+_NO_NETWORK = re.compile(
+    r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError"
+)
 _ERROR = re.compile(r"^\s*(ERROR|error|fatal error|CMake Error|make: \*\*\*)\b.*|.*\berror:.*")
 
 
@@ -115,6 +118,11 @@ def share_done(output: str) -> int | None:
 
 def last_error(log: Path) -> str:
     """The most telling line of a failed command's output: its last error line, else its last line."""
-    lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
+    text = _tail(log)
+    if _NO_NETWORK.search(text):
+        return (
+            "the package index cannot be reached: check the network and pip's configuration (pip config list)"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR.match(line)]
     return (errors or lines or ["no output"])[-1][:300]

@@ -1,6 +1,7 @@
 """The set-up script: locks, preflight messages, progress, half-made environments, one build at a time."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -127,6 +128,13 @@ class TestProgress:
         assert "ERROR: no matching distribution" in text
         assert str(log) in text
         assert "\n" not in text
+
+    def test_lost_network_is_named_as_such(self, tmp_path: Path) -> None:
+        output = "WARNING: Retrying after connection broken by 'NewConnectionError'; ERROR: No matching distribution"
+        with pytest.raises(
+            progress.StepFailed, match="the package index cannot be reached: check the network"
+        ):
+            progress.run_step("installing", ["sh", "-c", f'echo "{output}"; exit 1'], tmp_path / "log")
 
     def test_long_step_reports_its_share(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -291,6 +299,14 @@ class TestEngineWheel:
             self.fake_pip(tmp_path), folder, self.BLOCK, dict(os.environ), tmp_path / "log"
         )
         assert [path.name for path in folder.iterdir()] == [built.name] == ["engine.whl"]
+
+
+def test_version_check_runs_on_old_pythons(root: Path) -> None:
+    """Everything before the check must be understood by them, or they say `SyntaxError` instead."""
+    source = (root / "tools" / "setup_env.py").read_text()
+    before = source.partition("sys.exit(2)")[0]
+    assert "sys.version_info < (3, 11)" in before
+    assert re.findall(r"^(?:from|import) (\w+)", before, re.M) == ["signal", "sys"]
 
 
 def test_unknown_group_is_refused(root: Path) -> None:
