@@ -43,6 +43,12 @@ class DataClasses:
         named = [n for n in (asked, floor, session) if n]
         return max(named, key=lambda n: self._rank[n], default=next(iter(self._rank), ""))
 
+    def stricter(self, one: str, other: str) -> str:
+        """The stricter of two classes; one that is not known here (another replica's) counts as strictest."""
+        unknown = len(self._rank)
+        rank = {"": -1, **self._rank}
+        return max(one, other, key=lambda name: rank.get(name, unknown))
+
     def rule(self, name: str) -> ClassRule:
         return self._rules.get(name, ClassRule())
 

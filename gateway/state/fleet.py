@@ -8,8 +8,9 @@ after `lost_after_s`. Readiness is the node's word. Progress is the engine's: wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from gateway.state.prefix_index import PrefixIndex
 from gateway.state.records import NodeRecord
 from tidegate.routing.domain import (
     Announcement,
@@ -23,11 +24,19 @@ from tidegate.routing.domain import (
     Snapshot,
     Work,
 )
-from tidegate.routing.prefix import names_digest
 
 RTT_WEIGHT = 0.25
 BYTES_PER_TOKEN = 4
-MAX_PREFIX_NAMES = 65_536
+MAX_REMEMBERED_BOOTS = 10_000
+
+
+@dataclass(slots=True)
+class _Sent:
+    """Work of this replica on a node; tokens are what it still costs there, as far as is known."""
+
+    work_seq: int
+    prefill_tokens: int
+    decode_tokens: int
 
 
 @dataclass(slots=True)
@@ -39,9 +48,9 @@ class _Node:
     load: NodeLoad = field(default_factory=lambda: NodeLoad(ready=False))
     rtt_ms: float = 1.0
     rtt_known: bool = False
-    sent: dict[AttemptKey, tuple[int, int, int]] = field(default_factory=dict)  # work_seq, prefill, decode
-    prefix: set[bytes] = field(default_factory=set)
-    prefix_view: frozenset[bytes] = frozenset()
+    sent: dict[AttemptKey, _Sent] = field(default_factory=dict)
+    taken: dict[AttemptKey, _Sent] = field(default_factory=dict)
+    prefix: PrefixIndex = field(default_factory=PrefixIndex)
     stalled_until_s: float = 0.0
     state: NodeState | None = None
 
@@ -62,15 +71,22 @@ class Fleet:
         self.lost_after_s = lost_after_s
         self._stalled_after_s = stalled_after_s
         self._nodes: dict[str, _Node] = {}
+        self._boots: dict[str, str] = {}
         self._remote: dict[str, NodeState] = {}
         self._snapshot: Snapshot | None = None
         self.version = 0
 
     # --- written by the links -----------------------------------------------------------------------
 
-    def register(self, announcement: Announcement, binding: Binding, link_epoch: int) -> None:
+    def register(self, announcement: Announcement, binding: Binding, link_epoch: int) -> bool:
+        """Takes a node in; True when it is another process than before, so that what was learned is void."""
+        boot_id = self._boots.get(announcement.node_id)
+        self._boots[announcement.node_id] = announcement.boot_id
+        if len(self._boots) > MAX_REMEMBERED_BOOTS:
+            del self._boots[next(iter(self._boots))]
         self._nodes[announcement.node_id] = _Node(announcement, binding, link_epoch, self._clock())
         self._changed(announcement.node_id)
+        return boot_id not in (None, announcement.boot_id)
 
     def remove(self, node_id: str, link_epoch: int) -> None:
         """The link is gone; a newer epoch's node stays."""
@@ -91,7 +107,8 @@ class Fleet:
             return
         node.load = load
         acked = load.last_work_seq
-        node.sent = {key: sent for key, sent in node.sent.items() if sent[0] > acked}
+        node.taken.update((key, sent) for key, sent in node.sent.items() if sent.work_seq <= acked)
+        node.sent = {key: sent for key, sent in node.sent.items() if sent.work_seq > acked}
         self._changed(node_id)
 
     def rtt(self, node_id: str, sample_ms: float) -> None:
@@ -108,25 +125,45 @@ class Fleet:
         node = self._nodes.get(node_id)
         if node is None:
             return True
-        if delta.full:
-            node.prefix = set(delta.held[:MAX_PREFIX_NAMES])
-        else:
-            node.prefix.difference_update(delta.evicted)
-            node.prefix.update(delta.held)
-        node.prefix_view = frozenset(node.prefix)
         self._changed(node_id)
-        return names_digest(node.prefix) == delta.digest
+        return node.prefix.apply(delta)
 
     def sent(self, node_id: str, work: Work) -> None:
         node = self._nodes.get(node_id)
         if node is not None:
             tokens = max(1, len(work.input) // BYTES_PER_TOKEN)
-            node.sent[work.key] = (work.work_seq, tokens, work.max_tokens)
+            node.sent[work.key] = _Sent(work.work_seq, tokens, work.max_tokens)
             self._changed(node_id)
 
-    def ended(self, node_id: str, key: AttemptKey) -> None:
+    def prefilled(self, node_id: str, key: AttemptKey) -> None:
+        """The first token came: its prompt is no longer ahead of anybody."""
         node = self._nodes.get(node_id)
-        if node is not None and node.sent.pop(key, None) is not None:
+        work = None if node is None else node.taken.get(key) or node.sent.get(key)
+        if node is None or work is None:
+            return
+        if key in node.taken:
+            left = max(0, node.load.pending_prefill_tokens - work.prefill_tokens)
+            node.load = replace(node.load, pending_prefill_tokens=left)
+        work.prefill_tokens = 0
+        self._changed(node_id)
+
+    def ended(self, node_id: str, key: AttemptKey) -> None:
+        """An attempt is over. Heartbeats come at most once a second: what the last one counted and has
+        ended since is taken off, so that an idle node does not look busy until the next."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return
+        work = node.taken.pop(key, None)
+        if work is not None:
+            load = node.load
+            node.load = replace(
+                load,
+                running=load.running if load.queued else max(0, load.running - 1),
+                queued=max(0, load.queued - 1),
+                pending_prefill_tokens=max(0, load.pending_prefill_tokens - work.prefill_tokens),
+                pending_decode_tokens=max(0, load.pending_decode_tokens - work.decode_tokens),
+            )
+        if work is not None or node.sent.pop(key, None) is not None:
             self._changed(node_id)
 
     def mark_stalled(self, node_id: str, for_s: float) -> None:
@@ -192,10 +229,10 @@ class Fleet:
                 rtt_ms=node.rtt_ms,
                 in_flight=InFlight(
                     requests=len(sent),
-                    prefill_tokens=sum(s[1] for s in sent),
-                    decode_tokens=sum(s[2] for s in sent),
+                    prefill_tokens=sum(s.prefill_tokens for s in sent),
+                    decode_tokens=sum(s.decode_tokens for s in sent),
                 ),
-                prefix_blocks=node.prefix_view,
+                prefix_blocks=node.prefix.view(),
             )
         return node.state
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 
 from gateway.state.records import SessionRecord
 from tidegate.routing.domain import SessionHint
 
 
 class Sessions:
-    """Least recently used sessions fall out at `limit`. One writer: this replica's event loop."""
+    """Least recently used sessions fall out at `limit`. One writer: this replica's event loop.
 
-    def __init__(self, key: bytes, *, limit: int = 100_000) -> None:
+    `stricter` gives the stricter of two data classes: a session's class only ever rises, in whatever order
+    its requests end and the records of other replicas come.
+    """
+
+    def __init__(self, key: bytes, *, stricter: Callable[[str, str], str], limit: int = 100_000) -> None:
         self._key = key
+        self._stricter = stricter
         self._limit = limit
         self._known: OrderedDict[str, SessionRecord] = OrderedDict()
         self._unsent: dict[str, SessionRecord] = {}
@@ -42,15 +49,17 @@ class Sessions:
         if hint is None:
             hint = self.hint(name) or SessionHint("", "", 0)
         record = SessionRecord(name, hint.node_id, hint.variant_digest, hint.tokens, data_class)
-        self._store(record)
-        self._unsent[name] = record
+        self._unsent[name] = self._store(record)
         while len(self._unsent) > self._limit:
             del self._unsent[next(iter(self._unsent))]
 
     def learn(self, record: SessionRecord) -> None:
-        """What another replica saw; what this one has not sent yet is newer."""
-        if record.session not in self._unsent:
+        """What another replica saw; where the session ran is newer here while it was not sent yet."""
+        unsent = self._unsent.get(record.session)
+        if unsent is None:
             self._store(record)
+        else:
+            self._unsent[record.session] = self._store(replace(unsent, data_class=record.data_class))
 
     def take_unsent(self) -> tuple[SessionRecord, ...]:
         records = tuple(self._unsent.values())
@@ -68,8 +77,13 @@ class Sessions:
             self._known.move_to_end(name)
         return record
 
-    def _store(self, record: SessionRecord) -> None:
+    def _store(self, record: SessionRecord) -> SessionRecord:
+        """Keeps the record, with the strictest class its session ever had."""
+        known = self._known.get(record.session)
+        if known is not None and known.data_class != record.data_class:
+            record = replace(record, data_class=self._stricter(known.data_class, record.data_class))
         self._known[record.session] = record
         self._known.move_to_end(record.session)
         while len(self._known) > self._limit:
             self._known.popitem(last=False)
+        return record

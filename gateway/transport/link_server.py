@@ -58,6 +58,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         replica_id: str,
         clock: Callable[[], float],
         heartbeat_s: float = 2.0,
+        on_new_boot: Callable[[str], None] = lambda node_id: None,
     ) -> None:
         self._fleet = fleet
         self._registry = registry
@@ -66,6 +67,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         self._replica_id = replica_id
         self._clock = clock
         self._heartbeat_s = heartbeat_s
+        self._on_new_boot = on_new_boot
         self._by_token: dict[str, _Link] = {}
         self.draining = False
 
@@ -129,11 +131,13 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
             node_id,
             register.link_epoch,
             on_open=lambda work: self._fleet.sent(node_id, work),
+            on_first_token=lambda key: self._fleet.prefilled(node_id, key),
             on_end=lambda key: self._fleet.ended(node_id, key),
         )
         if not self._registry.add(session):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, "a newer link of this node is here")
-        self._fleet.register(announcement, binding, register.link_epoch)
+        if self._fleet.register(announcement, binding, register.link_epoch):
+            self._on_new_boot(node_id)
         self._metrics.link_events.labels("registered").inc()
         log.info(
             "node linked",

@@ -27,11 +27,13 @@ class NodeSession:
         link_epoch: int,
         *,
         on_open: Callable[[Work], None],
+        on_first_token: Callable[[AttemptKey], None],
         on_end: Callable[[AttemptKey], None],
     ) -> None:
         self.node_id = node_id
         self.link_epoch = link_epoch
         self._on_open = on_open
+        self._on_first_token = on_first_token
         self._on_end = on_end
         self._attempts: dict[AttemptKey, AttemptStream] = {}
         self._work = WorkQueue()
@@ -70,6 +72,8 @@ class NodeSession:
             stream = self._attempts.get(output.key)
             if stream is None:
                 continue
+            if output.first_token is not None:
+                self._on_first_token(output.key)
             if output.finish is not None:
                 del self._attempts[output.key]
                 self._on_end(output.key)

@@ -100,7 +100,8 @@ class OracleEngine:
             running=len(self._running),
             queued=len(self._queue),
             pending_prefill_tokens=self._queue.pending_tokens + sum(s.prefill_left for s in self._running),
-            pending_decode_tokens=sum(s.limit - s.produced for s in self._running),
+            pending_decode_tokens=sum(s.limit - s.produced for s in self._running)
+            + sum(waiting.item.limit for waiting in self._queue),
             free_cache_tokens=self._cache.free_tokens,
             progress_age_ms=(self._now() - self._progress_s) * 1000.0 if working else 0.0,
             speeds=self._settings.speeds,

@@ -1,7 +1,7 @@
 """The node's end of the link: dials out, registers, and comes back after every loss.
 
-One LinkClient per gateway address. It never gives up and never restarts healthy work: a lost link touches only
-the work that came through it.
+One LinkClient per gateway address. It never gives up and never restarts healthy work: a lost link touches
+only the work that came through it.
 """
 
 from __future__ import annotations

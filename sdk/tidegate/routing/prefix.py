@@ -49,9 +49,12 @@ def prefix_names(data: bytes, key: bytes, *, max_blocks: int = 256) -> tuple[byt
     """Names of the full blocks of `data`, first block first, at most `max_blocks`."""
     names: list[bytes] = []
     previous = b""
+    keyed = hmac.new(key, digestmod=hashlib.sha256)
     for index in range(min(len(data) // BLOCK_BYTES, max_blocks)):
         block = data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
-        previous = hmac.new(key, previous + block, hashlib.sha256).digest()[:NAME_BYTES]
+        mac = keyed.copy()
+        mac.update(previous + block)
+        previous = mac.digest()[:NAME_BYTES]
         names.append(previous)
     return tuple(names)
 

@@ -1,0 +1,88 @@
+"""From settings to the parts of a replica."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+from gateway.dispatch import DataClasses, DispatchOptions, Levels
+from gateway.dispatch.attempt import StallLimits
+from gateway.dispatch.caller import Client
+from gateway.settings import GatewaySettings
+from gateway.state import OperatorTable, Store
+from gateway.state.memory_store import MemoryStore
+from gateway.state.redis_store import RedisStore
+from gateway.transport.clients import ClientDirectory, ClientEntry
+from tidegate.routing.domain import Binding, ClassRule, Tier
+
+log = logging.getLogger(__name__)
+
+
+def fleet_secret(settings: GatewaySettings) -> bytes:
+    """All replicas should share it; a random one where none is configured."""
+    if settings.fleet_secret.is_configured:
+        return settings.fleet_secret.read().encode()
+    if settings.store.url is not None:
+        log.warning("fleet_secret is not set: replicas will not share sessions and warm prefixes")
+    return secrets.token_bytes(32)
+
+
+def store(settings: GatewaySettings) -> Store:
+    """Redis where a URL is set, else this process's memory."""
+    if settings.store.url is None:
+        return MemoryStore(time.monotonic)
+    return RedisStore(
+        settings.store.url, prefix=settings.store.prefix, timeout_s=settings.store.timeout_ms / 1000
+    )
+
+
+def clients(settings: GatewaySettings) -> ClientDirectory:
+    """API keys. Raises SettingsError for one that cannot be read."""
+    return ClientDirectory(
+        ClientEntry(c.name, c.key.read(), Client(c.tenant, c.data_class, c.admin)) for c in settings.clients
+    )
+
+
+def operator(settings: GatewaySettings) -> OperatorTable:
+    """The operator's table. Raises SettingsError for a token that cannot be read."""
+    tokens, nodes = [], {}
+    for rule in settings.nodes:
+        binding = Binding(Tier(rule.tier), rule.region, rule.trust, rule.cost_per_mtoken)
+        if rule.join_token is not None:
+            tokens.append((rule.join_token.read(), binding))
+        nodes.update(dict.fromkeys(rule.node_ids, binding))
+    default = None if settings.default_tier is None else Binding(Tier(settings.default_tier))
+    return OperatorTable(tokens=tokens, nodes=nodes, default=default)
+
+
+def data_classes(settings: GatewaySettings) -> DataClasses:
+    """Loosest first."""
+    return DataClasses(
+        [
+            (c.name, ClassRule(frozenset(c.tiers), frozenset(c.regions), frozenset(c.trust)))
+            for c in settings.data_classes
+        ]
+    )
+
+
+def levels(settings: GatewaySettings) -> Levels:
+    """Defaults and limits of requests."""
+    routing = settings.routing
+    return Levels(
+        min_p_good=routing.min_p_good,
+        target_share=routing.target_share,
+        max_tokens=routing.max_tokens,
+        max_tokens_limit=routing.max_tokens_limit,
+        aliases=routing.aliases,
+    )
+
+
+def dispatch_options(settings: GatewaySettings) -> DispatchOptions:
+    """Bounds of dispatch."""
+    limits = settings.limits
+    return DispatchOptions(
+        max_attempts=limits.max_attempts,
+        credits=limits.credits,
+        stall=StallLimits(first_s=limits.first_token_stall_s, between_s=limits.token_stall_s),
+    )

@@ -1,0 +1,49 @@
+"""Which prefix blocks one node holds, as its reports say."""
+
+from __future__ import annotations
+
+from tidegate.routing.domain import CacheDelta
+from tidegate.routing.prefix import names_digest
+
+MAX_NAMES = 65_536
+
+
+class PrefixIndex:
+    """At most `limit` names; a report costs what it changes, not what is held."""
+
+    def __init__(self, limit: int = MAX_NAMES) -> None:
+        self._limit = limit
+        self._names: set[bytes] = set()
+        self._digest = 0
+        self._is_partial = False
+        self._view: frozenset[bytes] | None = frozenset()
+
+    def apply(self, delta: CacheDelta) -> bool:
+        """Takes a report in; False when its digest says that the index went wrong.
+
+        Of a node that holds more than `limit` a part is known, and its digests say nothing any more: asking
+        such a node for the whole set again and again would not help.
+        """
+        if delta.full:
+            self._names, self._digest, self._is_partial = set(), 0, False
+        names = self._names
+        for name in delta.evicted:
+            if name in names:
+                names.discard(name)
+                self._digest ^= names_digest((name,))
+        for name in delta.held:
+            if name in names:
+                continue
+            if len(names) >= self._limit:
+                self._is_partial = True
+                break
+            names.add(name)
+            self._digest ^= names_digest((name,))
+        self._view = None
+        return self._is_partial or self._digest == delta.digest
+
+    def view(self) -> frozenset[bytes]:
+        """The names, immutable. Made when a snapshot needs it, not with every report."""
+        if self._view is None:
+            self._view = frozenset(self._names)
+        return self._view
