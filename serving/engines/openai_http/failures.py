@@ -64,6 +64,10 @@ def failure_of_error(error: Any) -> Failure:
 
 def failure_of_exception(error: Exception) -> Failure:
     """The failure that a broken connection means."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return Failure(Cause.UPSTREAM, "the upstream server's certificate is not trusted")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return Failure(Cause.UPSTREAM, "no TLS connection to the upstream server can be made")
     if isinstance(error, aiohttp.ClientConnectorError):
         return Failure(Cause.UPSTREAM, "the upstream server cannot be reached")
     if isinstance(error, TimeoutError):
@@ -75,7 +79,7 @@ def _error_word(body: bytes) -> str:
     """`code` or `type` of an error body if it looks like an identifier, else ""."""
     try:
         parsed = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
     if not isinstance(error, dict):

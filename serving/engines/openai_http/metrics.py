@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ _CACHE_USED = frozenset(
 )
 _CACHE_TOKENS = "sglang:max_total_num_tokens"
 _CACHE_BLOCKS = "vllm:cache_config_info"
+_MOST = 1e9  # beyond it a number is nonsense, and would not fit the link's messages
 _WANTED = tuple(sorted(_RUNNING | _WAITING | _CACHE_USED | {_CACHE_TOKENS, _CACHE_BLOCKS}))
 
 
@@ -66,17 +69,25 @@ def parse_metrics(text: str, *, model: str = "") -> UpstreamMetrics:
 
 
 def _values(samples: Iterable[Sample], names: frozenset[str]) -> list[float]:
-    return [s.value for s in samples if s.name in names and s.value == s.value]
+    return [_bounded(s.value) for s in samples if s.name in names and math.isfinite(s.value)]
+
+
+def _bounded(value: float) -> float:
+    return min(max(value, 0.0), _MOST)
 
 
 def _total(values: list[float]) -> int | None:
-    return round(sum(values)) if values else None
+    return round(_bounded(sum(values))) if values else None
 
 
 def _cache_tokens(samples: list[Sample]) -> int | None:
-    total = sum(s.value for s in samples if s.name == _CACHE_TOKENS and s.value > 0)
+    total = sum(_values(samples, frozenset({_CACHE_TOKENS})))
     for sample in samples:
-        blocks, size = sample.labels.get("num_gpu_blocks", ""), sample.labels.get("block_size", "")
-        if sample.name == _CACHE_BLOCKS and blocks.isdigit() and size.isdigit():
-            total += int(blocks) * int(size)
-    return round(total) or None
+        if sample.name == _CACHE_BLOCKS:
+            total += _label_number(sample, "num_gpu_blocks") * _label_number(sample, "block_size")
+    return round(_bounded(total)) or None
+
+
+def _label_number(sample: Sample, name: str) -> int:
+    text = sample.labels.get(name, "")
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serving.engines.openai_http.failures import upstream_failed
+from serving.engines.openai_http.wire import whole
 from tidegate.routing.domain import Variant
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def parse_models(answer: Any) -> tuple[ListedModel, ...]:
     if not isinstance(rows, list):
         raise upstream_failed("its /models answer is not a list of models")
     return tuple(
-        ListedModel(row["id"], length if isinstance(length := row.get("max_model_len"), int) else 0)
+        ListedModel(row["id"], whole(row.get("max_model_len")))
         for row in rows
         if isinstance(row, dict) and isinstance(row.get("id"), str)
     )

@@ -34,7 +34,7 @@ class Page:
         """None when the body is not JSON."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
@@ -48,7 +48,10 @@ class Upstream:
     async def open(self) -> None:
         """Raises OSError or ssl.SSLError when the CA file cannot be used."""
         settings = self._settings
-        headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+        # A compressed stream comes in lumps.
+        headers = {"Accept-Encoding": "identity", "User-Agent": "tidegate"}
+        if settings.api_key:
+            headers["Authorization"] = f"Bearer {settings.api_key}"
         context: ssl.SSLContext | bool = True
         if settings.ca_file:
             context = await asyncio.to_thread(ssl.create_default_context, cafile=settings.ca_file)
@@ -80,8 +83,7 @@ class Upstream:
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes of a streamed answer as they come. Leaving early closes the connection.
 
-        Raises UpstreamFailed for anything but a 200 with an event stream; aiohttp.ClientError when the
-        connection breaks later.
+        Raises UpstreamFailed for anything but a 200, aiohttp.ClientError when the connection breaks later.
         """
         response = await self._post(self._settings.api_url + path, body)
         try:
@@ -90,7 +92,10 @@ class Upstream:
                 raise UpstreamFailed(failure_of_status(response.status, said))
             yield response.content.iter_any()
         finally:
-            response.close() if not response.content.at_eof() else response.release()
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
 
     async def _post(self, url: str, body: dict[str, Any]) -> aiohttp.ClientResponse:
         for last_try in (False, True):

@@ -89,7 +89,7 @@ def parse_event(event: SseEvent) -> Delta:
         return Delta(done=True)
     try:
         chunk = json.loads(event.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise upstream_failed("the upstream server's stream holds an event that is not JSON") from None
     if not isinstance(chunk, dict):
         raise upstream_failed("the upstream server's stream holds an event that is no object")
@@ -115,7 +115,14 @@ def _content(choice: dict[str, Any]) -> tuple[str, bool]:
     if text is not None and not isinstance(text, str):
         raise upstream_failed("the upstream server's stream holds a delta that is not text")
     reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-    return text or "", bool(text or reasoning)
+    return _encodable(text or ""), bool(text or reasoning)
+
+
+def _encodable(text: str) -> str:
+    """JSON escapes can spell half a surrogate pair, which no UTF-8 can carry."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _finish(reason: Any) -> FinishReason | Failure | None:
@@ -133,11 +140,12 @@ def parse_usage(usage: Any) -> Usage | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     return Usage(
-        prompt_tokens=_whole(usage.get("prompt_tokens")),
-        completion_tokens=_whole(usage.get("completion_tokens")),
-        cached_tokens=_whole(cached),
+        prompt_tokens=whole(usage.get("prompt_tokens")),
+        completion_tokens=whole(usage.get("completion_tokens")),
+        cached_tokens=whole(cached),
     )
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def whole(value: Any) -> int:
+    """A count as a server says it; 0 for what cannot be one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else 0

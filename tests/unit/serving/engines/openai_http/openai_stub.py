@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ class Stub:
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(status=404 if self.metrics is None else 200, text=self.metrics or "")
 
-    async def up(self) -> None:
+    async def up(self, tls: ssl.SSLContext | None = None) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._generate)
         app.router.add_post("/v1/completions", self._generate)
@@ -136,10 +137,10 @@ class Stub:
         app.router.add_get("/metrics", self._metrics)
         self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self.runner.setup()
-        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port)
+        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=tls)
         await self.site.start()
         self.port = self.runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
 
     async def down(self) -> None:
         if self.runner is not None:

@@ -63,6 +63,12 @@ def test_nan_and_shares_out_of_range() -> None:
     assert metrics == UpstreamMetrics(cache_used=1.0)
 
 
+def test_absurd_numbers_are_bounded() -> None:
+    page = "vllm:num_requests_running 1e300\nvllm:num_requests_waiting +Inf\nsglang:num_queue_reqs -4\n"
+    page += 'vllm:cache_config_info{num_gpu_blocks="9999999999999",block_size="16"} 1\n'
+    assert parse_metrics(page) == UpstreamMetrics(running=10**9, waiting=0)
+
+
 def test_a_broken_line_that_matters_is_unreadable() -> None:
     with pytest.raises(MetricsUnreadable):
         parse_metrics("vllm:num_requests_running{model_name= 5\n")

@@ -106,6 +106,8 @@ def chat(content: str | None, **more: Any) -> dict[str, Any]:
         ({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}, Delta(finish=FinishReason.STOP)),
         ({"choices": [], "usage": {"prompt_tokens": 3}}, Delta(usage=Usage(3, 0, 0))),
         ({"choices": [{"delta": {"content": "x"}}], "error": None}, Delta("x", 1)),
+        (chat("ż🌊"), Delta("ż🌊", 1)),
+        (chat("\ud83c"), Delta("\ufffd", 1)),
     ],
 )
 def test_chunks(chunk: Any, expected: Delta) -> None:
@@ -158,6 +160,7 @@ def test_usage_survives_odd_values() -> None:
         == Usage()
     )
     assert parse_usage({"prompt_tokens_details": {"cached_tokens": 5}, "prompt_tokens": 9}) == Usage(9, 0, 5)
+    assert parse_usage({"prompt_tokens": 10**30, "completion_tokens": 2**31 - 1}) == Usage(0, 2**31 - 1, 0)
     assert parse_usage("3 tokens") is None
 
 
