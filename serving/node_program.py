@@ -124,16 +124,20 @@ class NodeProgram:
         check_links(settings.link, insecure=args.insecure)
         self._settings = settings
         try:
+            engine = build_engine(settings.engine)
             self._identity = load_identity(settings.state_folder())
-            self._engine = build_engine(settings.engine)
         except (IdentityError, EngineUnavailable) as error:
             raise ProgramError(str(error)) from error
         named = _Named(self._identity.node_id, self._identity.boot_id, settings.shown_name)
-        self.runtime = NodeRuntime(self._engine, named, direct_endpoints=settings.link.direct_endpoints)
+        self.runtime = NodeRuntime(engine, named, direct_endpoints=settings.link.direct_endpoints)
         self.backend = StartingBackend()
-        self._links = Links(self.runtime, settings.link, self._identity)
         self._started = False
         self._metrics: NodeMetrics | None = None
+        try:
+            self._links = Links(self.runtime, settings.link, self._identity)
+        except BaseException:
+            self._identity.close()
+            raise
 
     def load(self) -> NodeLoad | None:
         """None until the engine has started."""

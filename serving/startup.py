@@ -11,10 +11,12 @@ import errno
 import importlib.metadata
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
 import textwrap
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ DISTRIBUTION = "tidegate-services"
 SDK_DISTRIBUTION = "tidegate"
 # What a program may take to close everything once its requests have had their grace.
 AFTER_DRAIN_S = 30.0
+# What cleaning up may take after a program was cut off, threads included; then the process ends regardless.
+LAST_RESORT_S = 10.0
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
@@ -217,7 +221,8 @@ def run_program(program: str, main: Main, *, stop_limit_s: float = 30.0) -> int:
     """Runs `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. Returns the exit code.
 
     `main` then has `stop_limit_s` seconds to return before it is cancelled; a second signal cancels it at
-    once. Expected problems (ProgramError, SettingsError) are one line on stderr instead of a traceback.
+    once, and whatever still runs LAST_RESORT_S later ends with the process. Expected problems (ProgramError,
+    SettingsError) are one line on stderr instead of a traceback.
     """
     try:
         # With a factory of its own the runner leaves the thread's current loop alone.
@@ -243,6 +248,7 @@ async def _supervise(main: Main, stop_limit_s: float) -> None:
             return
         _log.info("stopping", extra={"signal": signal.Signals(number).name})
         stop.set()
+        _end_for_sure(stop_limit_s + LAST_RESORT_S)
         loop.call_later(stop_limit_s, task.cancel)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -252,6 +258,19 @@ async def _supervise(main: Main, stop_limit_s: float) -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _end_for_sure(after_s: float) -> None:
+    """A loop that hangs, or a thread that never returns, does not keep the process."""
+
+    def end() -> None:
+        sys.stderr.write(f"did not stop within {after_s:g} s: ending the process\n")
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(after_s, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _complain(program: str, code: int, *lines: str) -> int:

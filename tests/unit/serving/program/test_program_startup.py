@@ -165,14 +165,20 @@ def test_a_defect_keeps_its_traceback() -> None:
 
 CHILD = """
 import asyncio, sys
+import time
+from serving import startup
 from serving.startup import run_program
+startup.LAST_RESORT_S = 0.3
 async def polite(stop):
     print("up", flush=True)
     await stop.wait()
 async def deaf(stop):
     print("up", flush=True)
     await asyncio.sleep(60)
-main = {"polite": polite, "deaf": deaf}[sys.argv[1]]
+async def stuck(stop):
+    print("up", flush=True)
+    await asyncio.to_thread(time.sleep, 60)
+main = {"polite": polite, "deaf": deaf, "stuck": stuck}[sys.argv[1]]
 sys.exit(run_program("sample", main, stop_limit_s=float(sys.argv[2])))
 """
 
@@ -208,6 +214,14 @@ def test_a_program_that_does_not_stop_is_cut_off() -> None:
         _, told = process.communicate(timeout=10)
         assert process.returncode == 1
         assert "did not stop within 0.2 s" in told
+
+
+def test_a_thread_that_never_returns_does_not_keep_the_process() -> None:
+    with child("stuck", 0.2) as process:
+        os.kill(process.pid, signal.SIGTERM)
+        _, told = process.communicate(timeout=10)
+        assert process.returncode == 1
+        assert "ending the process" in told
 
 
 def test_a_second_signal_cuts_off_at_once() -> None:
