@@ -217,6 +217,40 @@ async def test_a_cut_connection_is_an_upstream_failure_and_passes(stub: Stub) ->
         assert (await rig.run(work())).result is FinishReason.STOP
 
 
+@pytest.mark.parametrize(("times", "answered"), [(1, True), (2, False)])
+async def test_a_connection_that_ends_before_the_answer_is_tried_again_once(
+    stub: Stub, times: int, answered: bool
+) -> None:
+    """An idle connection may be closed by the server just as the engine uses it again."""
+
+    async def answer(request: web.Request, reply: Reply) -> web.StreamResponse:
+        if len(stub.seen) <= times:
+            reply.cut()
+            raise ConnectionError
+        return await three_words(request, reply)
+
+    stub.script = answer
+    async with running(stub) as rig:
+        result = (await rig.run(work())).result
+        if answered:
+            assert result is FinishReason.STOP
+        else:
+            assert isinstance(result, Failure)
+            assert result.cause is Cause.UPSTREAM
+        assert len(stub.seen) == 2
+
+
+async def test_a_defect_ends_its_sequence_and_nothing_else(
+    stub: Stub, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(stub, health_interval_s=30.0) as rig:
+        session, rig.engine._upstream._session = rig.engine._upstream._session, None
+        assert await rig.cause(work()) is Cause.INTERNAL
+        rig.engine._upstream._session = session
+        assert (await rig.run(work())).result is FinishReason.STOP
+    assert "unexpectedly" in caplog.text
+
+
 async def test_silence_before_the_first_output_is_a_hang(stub: Stub) -> None:
     async def answer(request: web.Request, reply: Reply) -> web.StreamResponse:
         await reply.raw(b": ping\n\n")
