@@ -74,12 +74,17 @@ class Daemon:
 
 
 class DaemonMaker:
+    """`is_measured` daemons run without the coverage of the test run, which would count as their memory."""
+
+    is_measured = False
+
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self._folder = folder
         self._stack = stack
 
     def environ(self, settings: Mapping[str, str]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+        dropped = ("TIDEGATE_", "COVERAGE_") if self.is_measured else ("TIDEGATE_",)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         ours = {
             "STATE_DIR": str(self._folder / "state"),
             "LOCAL_API__PORT": "0",
