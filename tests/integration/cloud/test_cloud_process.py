@@ -38,7 +38,9 @@ async def client_of(ports: dict[str, int]) -> AsyncIterator[tidegate.Client]:
         yield client
 
 
-async def until_node(client: tidegate.Client, predicate: Callable[[tidegate.NodeInfo], bool]) -> tidegate.NodeInfo:
+async def until_node(
+    client: tidegate.Client, predicate: Callable[[tidegate.NodeInfo], bool]
+) -> tidegate.NodeInfo:
     async with asyncio.timeout(WAIT_S):
         while True:
             for node in await client.nodes():
