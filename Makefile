@@ -47,7 +47,7 @@ bench-%: python-there ## one benchmark, say bench-cancel; writes benchmarks/resu
 	@$(SETUP) dev models
 	@test -f benchmarks/bench_$(subst -,_,$*).py || { echo "no benchmark $*; there are:" \
 	    $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py)) >&2; exit 2; }
-	@$(BIN)/python benchmarks/bench_$(subst -,_,$*).py
+	@$(BIN)/python -m benchmarks.bench_$(subst -,_,$*)
 
 clean: ## remove what make made here (built wheels and models stay in ~/.cache/tidegate)
 	rm -rf .venv .venv-proto .cache .coverage .coverage.* htmlcov build dist sdk/dist

@@ -3,9 +3,11 @@
 import configparser
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,15 @@ class TestCiScript:
         finished = self.run(root, tmp_path, '[ "$1" = check ] || exec sleep 60', CI_TEST_TIMEOUT_S="1")
         assert finished.returncode == 1
         assert "make test: stopped after 1 s" in finished.stdout
+
+    def test_process_left_behind_does_not_hold_it(self, root: Path, tmp_path: Path) -> None:
+        pid_file = tmp_path / "pid"
+        started = time.monotonic()
+        make = f'[ "$1" = check ] || {{ setsid sleep 60 & echo $! > {pid_file}; }}; echo done'
+        finished = self.run(root, tmp_path, make)
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        assert finished.returncode == 0
+        assert time.monotonic() - started < 30
 
 
 def test_checks_run_by_name(capsys: pytest.CaptureFixture[str]) -> None:
