@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from serving.settings import ListenSettings, LogSettings, ProgramSettings, SecretSource, Section
 
@@ -21,6 +21,17 @@ class LinkSettings(ListenSettings):
     lost_after_s: float = Field(
         default=5.5, gt=0, description="Seconds of silence after which a node's link is given up"
     )
+
+    @property
+    def suspect_after_s(self) -> float:
+        """Two missed heartbeats, with some room for one that is late."""
+        return 2.25 * self.heartbeat_s
+
+    @model_validator(mode="after")
+    def _silence_outlasts_suspicion(self) -> Self:
+        if self.lost_after_s <= self.suspect_after_s:
+            raise ValueError(f"lost_after_s must be above 2.25 heartbeats, {self.suspect_after_s:g} s")
+        return self
 
 
 class HttpSettings(ListenSettings):

@@ -56,10 +56,13 @@ class GatewayApp:
         clock = time.monotonic
         secret = wiring.fleet_secret(settings)
         self.metrics = Metrics()
-        self.fleet = Fleet(clock, lost_after_s=settings.link.lost_after_s)
+        self.fleet = Fleet(
+            clock, suspect_after_s=settings.link.suspect_after_s, lost_after_s=settings.link.lost_after_s
+        )
         self.registry = LinkRegistry()
         self.clients = wiring.clients(settings)
-        self._sessions = Sessions(secret + b"sessions")
+        self._classes = wiring.data_classes(settings)
+        self._sessions = Sessions(secret + b"sessions", stricter=self._classes.stricter)
         self._corrections = Corrections()
         self._admission = Admission(settings.limits.in_flight)
         self._store = wiring.store(settings)
@@ -93,7 +96,7 @@ class GatewayApp:
     def _dispatcher(self, secret: bytes) -> Dispatcher:
         s, clock = self.settings, time.monotonic
         request_log = RequestLog()
-        classes = wiring.data_classes(s)
+        classes = self._classes
         return Dispatcher(
             fleet=self.fleet,
             upstream=self.registry,
@@ -174,6 +177,7 @@ class GatewayApp:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._sync.once()  # the last turns' data classes must reach the other replicas
         await self._store.close()
 
 

@@ -32,6 +32,9 @@ class Upstream(Protocol):
         ...
 
 
+SLOW_CONSUMER_SHARE = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class StallLimits:
     """How long an attempt may stand still, in seconds, before it counts as stalled.
@@ -60,7 +63,8 @@ class AttemptOutcome:
 class Attempt:
     """Runs once. `deadline_s` is the request's hard deadline on `clock`.
 
-    `outcome` is set when outputs() has ended by itself, None when it was closed early.
+    `outcome` is set when outputs() has ended by itself, None when it was closed early. `consumer_s` is the
+    time that its reader took with the outputs.
     """
 
     def __init__(
@@ -85,7 +89,14 @@ class Attempt:
         self.tokens = 0
         self.first_token: FirstToken | None = None
         self.ttft_s: float | None = None
+        self.consumer_s = 0.0
         self.outcome: AttemptOutcome | None = None
+
+    @property
+    def consumer_was_slow(self) -> bool:
+        """True when most of the time after the first token was its reader's: it tells nothing of the node."""
+        answering_s = self._clock() - self.started_s - (self.ttft_s or 0.0)
+        return self.consumer_s > SLOW_CONSUMER_SHARE * answering_s
 
     async def outputs(self) -> AsyncGenerator[SequenceOutput, None]:
         """The node's outputs in order. Closing the iterator frees the sequence on the node."""
@@ -99,7 +110,9 @@ class Attempt:
                 output = await self._next(stream)
                 self._take(output)
                 if output.count or output.text:
+                    handed_s = self._clock()
                     yield output
+                    self.consumer_s += self._clock() - handed_s
                 if output.finish is not None:
                     self._end(output.finish.result, output.finish.usage)
         finally:

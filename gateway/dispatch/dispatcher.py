@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 
 from gateway.dispatch.admission import Admission
@@ -37,7 +38,6 @@ from tidegate.routing.domain import (
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
-from tidegate.routing.prefix import canonical_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,19 @@ class Dispatcher:
 
     async def generate(self, request: GenerateRequest, client: Client) -> AsyncGenerator[GenerateEvent, None]:
         """Streams the answer; closing the iterator frees the node. Raises ServeError."""
-        with self._admission.admit(client.tenant, request.request_id):
-            run = self._intake.begin(request, client)
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._admission.admit(client.tenant, request.request_id))
+                run = self._intake.begin(request, client)
+            except ServeError as error:
+                self._facts.turned_away(request, client, error)
+                raise
+            if run.session:
+                self._sessions.put(run.session, None, run.data_class)
             # Unique on every node, whatever ids clients choose.
             run.work_id = f"{request.request_id}.{self._new_token()[:12]}"
             self._metrics.in_flight.inc()
-            run.row.code = "cancelled"  # unless something else is said before the end
+            run.row.code = "internal"  # unless something else is said before the end
             try:
                 async with aclosing(self._serve(run)) as events:
                     async for event in events:
@@ -119,15 +126,23 @@ class Dispatcher:
             except ServeError as error:
                 self._facts.refused(run, error)
                 raise
+            except (GeneratorExit, asyncio.CancelledError):
+                if run.row.code != "ok":
+                    run.row.code = "cancelled"
+                raise
             finally:
                 self._metrics.in_flight.dec()
                 self._facts.ended(run, self._clock())
 
     async def _serve(self, run: RequestRun) -> AsyncGenerator[GenerateEvent, None]:
-        """Attempts, one after the other, until one has begun to answer."""
+        """Attempts, one after the other, until one has begun to answer.
+
+        An attempt is opened towards the client with its first output (or at once with early_accept): by
+        Accepted, or by Restarted when the client was told of an earlier one.
+        """
         tried: frozenset[str] = frozenset()
         failed: ServeError | None = None
-        accepted = False
+        told: ServeError | None = None
         while True:
             plan, decision_ms = self._decide(run, tried, failed)
             choice = plan.first
@@ -135,25 +150,26 @@ class Dispatcher:
             self._note_route(run, choice, decision_ms)
             reasons = explain.explanation(plan, decision_ms) if run.request.explain else None
             attempt = self._attempt(run, choice)
-            if run.request.early_accept:
-                yield self._opening(run, route, reasons, failed if accepted else None)
-                accepted = True
+            opened = run.request.early_accept
+            if opened:
+                yield self._opening(run, route, reasons, told)
             try:
                 async with aclosing(attempt.outputs()) as outputs:
                     async for output in outputs:
-                        if not accepted:
-                            accepted = True
-                            yield self._opening(run, route, reasons, None)
+                        if not opened:
+                            opened = True
+                            yield self._opening(run, route, reasons, told)
                         yield self._chunk(run, output)
             finally:
                 self._facts.attempt(choice, attempt, self._clock())
             assert attempt.outcome is not None
             if not isinstance(attempt.outcome.result, Failure):
-                if not accepted:  # an empty answer is an answer
-                    yield self._opening(run, route, reasons, None)
+                if not opened:  # an empty answer is an answer
+                    yield self._opening(run, route, reasons, told)
                 yield self._finished(run, choice, attempt.outcome)
                 return
             failed = self._failed(run, choice, attempt.outcome.result)
+            told = failed if opened else told
             tried |= {choice.node.node_id}
 
     def _decide(
@@ -196,20 +212,19 @@ class Dispatcher:
 
     def _attempt(self, run: RequestRun, choice: Choice) -> Attempt:
         request, now_s = run.request, self._clock()
-        is_chat = request.prompt is None
         ttft_ms = request.budget.ttft_ms
         elapsed_ms = (now_s - run.arrived_s) * 1000
         work = Work(
             key=AttemptKey(run.work_id, run.row.attempts),
             tenant=run.client.tenant,
             variant_digest=choice.variant.digest,
-            input_kind=InputKind.CHAT if is_chat else InputKind.TEXT,
-            input=canonical_bytes(request.messages) if is_chat else (request.prompt or "").encode(),
+            input_kind=InputKind.CHAT if request.prompt is None else InputKind.TEXT,
+            input=run.input,
             sampling=request.sampling,
             max_tokens=run.query.max_tokens,
             stop=request.stop,
             prefix_hashes=run.query.analysis.prefix_hashes,
-            remaining_ms=None if run.deadline_s is None else (run.deadline_s - now_s) * 1000,
+            remaining_ms=None if run.deadline_s is None else max(1.0, (run.deadline_s - now_s) * 1000),
             ttft_remaining_ms=None if ttft_ms is None else max(1.0, ttft_ms - elapsed_ms),
             priority=request.priority,
             credits=self._options.credits,
@@ -225,11 +240,11 @@ class Dispatcher:
         )
 
     def _opening(
-        self, run: RequestRun, route: Route, reasons: Explanation | None, failed: ServeError | None
+        self, run: RequestRun, route: Route, reasons: Explanation | None, told: ServeError | None
     ) -> Accepted | Restarted:
-        """`failed` is set when the client was already told of an earlier attempt."""
-        if failed is not None:
-            return Restarted(attempt_no=run.row.attempts, cause=failed.reason, route=route)
+        """`told` is how the earlier attempt ended that the client knows of, if it knows of one."""
+        if told is not None:
+            return Restarted(attempt_no=run.row.attempts, cause=told.reason, route=route)
         return Accepted(route=route, explanation=reasons, resume_token=self._new_token())
 
     def _chunk(self, run: RequestRun, output: SequenceOutput) -> Chunk:

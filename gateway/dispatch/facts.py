@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.dispatch.attempt import Attempt
+from gateway.dispatch.caller import Client
 from gateway.dispatch.run import RequestRun
-from gateway.telemetry import Metrics, RequestLog
+from gateway.telemetry import Metrics, RequestLog, RequestRow
 from tidegate.routing.correction import Corrections
-from tidegate.routing.domain import Cause, Failure, Finished, ServeError
+from tidegate.routing.domain import Cause, Failure, Finished, GenerateRequest, ServeError
 from tidegate.routing.observation import Observation, Outcome
 from tidegate.routing.plan import Choice
 
@@ -61,6 +62,19 @@ class Facts:
         if row.budget != "none":
             m.budgets.labels(tier, row.budget).inc()
 
+    def turned_away(self, request: GenerateRequest, client: Client, error: ServeError) -> None:
+        """A request that never became a run: no room, a duplicate, or input that is not allowed."""
+        row = RequestRow(
+            request.request_id,
+            client.tenant,
+            request.model,
+            request.data_class,
+            error.code.value,
+            error.reason,
+        )
+        self._metrics.requests.labels("none", row.code, row.reason).inc()
+        self._log.write(row)
+
     def refused(self, run: RequestRun, error: ServeError) -> None:
         run.row.code, run.row.reason = error.code.value, error.reason
 
@@ -77,9 +91,9 @@ def _observation(choice: Choice, attempt: Attempt, now_s: float, failure: Failur
     p, stamps, outcome = choice.prediction, attempt.first_token, attempt.outcome
     waited_ms = (now_s - attempt.started_s) * 1000
     ttft_ms = None if attempt.ttft_s is None else attempt.ttft_s * 1000
-    decode_ms = (
-        None if ttft_ms is None or attempt.tokens < 2 else (waited_ms - ttft_ms) / (attempt.tokens - 1)
-    )
+    decode_ms = None
+    if ttft_ms is not None and attempt.tokens >= 2 and not attempt.consumer_was_slow:
+        decode_ms = (waited_ms - ttft_ms) / (attempt.tokens - 1)
     return Observation(
         node_id=attempt.node_id,
         variant_digest=choice.variant.digest,

@@ -11,6 +11,12 @@ from gateway.dispatch.run import RequestRun
 from gateway.state import Sessions
 from gateway.telemetry import RequestRow
 from tidegate.routing.domain import Analysis, Code, GenerateRequest, RouteQuery, ServeError
+from tidegate.routing.prefix import canonical_bytes
+
+# What a node's link takes. Escaping in the canonical form can make an input larger than its request was.
+MAX_INPUT_BYTES = 16 * 1024 * 1024
+# All stop strings together: they travel in the head of the work, which is never cut into fragments.
+MAX_STOP_CHARS = 4096
 
 
 class PromptAnalyzer(Protocol):
@@ -20,7 +26,7 @@ class PromptAnalyzer(Protocol):
 
 
 class Intake:
-    """Raises ServeError(INVALID_ARGUMENT) for what the operator does not allow."""
+    """Raises ServeError(INVALID_ARGUMENT) for what the operator or the node link does not allow."""
 
     def __init__(
         self,
@@ -50,8 +56,7 @@ class Intake:
         data_class = self._classes.effective(
             request.data_class, client.class_floor, self._sessions.data_class(session) if session else ""
         )
-        if session:
-            self._sessions.put(session, None, data_class)
+        engine_input = _engine_input(request)
         model = levels.aliases.get(request.model, request.model) or "auto"
         share = request.budget.target_share
         query = RouteQuery(
@@ -71,9 +76,24 @@ class Intake:
             request=request,
             client=client,
             query=query,
+            input=engine_input,
             data_class=data_class,
             session=session,
             arrived_s=now_s,
             deadline_s=None if request.remaining_ms is None else now_s + request.remaining_ms / 1000,
             row=RequestRow(request.request_id, client.tenant, request.model, data_class),
         )
+
+
+def _engine_input(request: GenerateRequest) -> bytes:
+    """What the engine reads; refused where the way to a node could not carry it."""
+    if sum(map(len, request.stop)) > MAX_STOP_CHARS:
+        raise _too_long("stop", f"stop strings are longer than {MAX_STOP_CHARS} characters together")
+    data = canonical_bytes(request.messages) if request.prompt is None else request.prompt.encode()
+    if len(data) > MAX_INPUT_BYTES:
+        raise _too_long("input", f"the input is {len(data)} bytes, above the limit of {MAX_INPUT_BYTES}")
+    return data
+
+
+def _too_long(param: str, message: str) -> ServeError:
+    return ServeError(Code.INVALID_ARGUMENT, message, reason="INPUT_TOO_LONG", param=param)

@@ -14,12 +14,13 @@ from tidegate.routing.domain import Budget, BudgetOutcome, GenerateRequest, Rout
 class RequestRun:
     """`arrived_s` and `deadline_s` are readings of the dispatcher's clock.
 
-    `work_id` names the request on nodes; its attempts share it.
+    `input` is what the engine reads. `work_id` names the request on nodes; its attempts share it.
     """
 
     request: GenerateRequest
     client: Client
     query: RouteQuery
+    input: bytes
     data_class: str
     session: str
     arrived_s: float

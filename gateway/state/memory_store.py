@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from gateway.state.records import NodeRecord, SessionRecord
 
@@ -20,7 +21,9 @@ class MemoryStore:
         self._appended = 0
 
     async def publish_nodes(self, replica_id: str, records: Sequence[NodeRecord], ttl_s: float) -> None:
-        self._nodes[replica_id] = (self._clock() + ttl_s, tuple(records))
+        # What is read back is another replica's view, whose links are not the reader's.
+        seen = tuple(replace(r, state=replace(r.state, linked_here=False)) for r in records)
+        self._nodes[replica_id] = (self._clock() + ttl_s, seen)
 
     async def read_nodes(self) -> tuple[NodeRecord, ...]:
         now = self._clock()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tidegate.routing.domain import (
     Announcement,
@@ -41,13 +43,43 @@ class SessionRecord:
     data_class: str = ""
 
 
+T = TypeVar("T")
+
+
+# What another process wrote is checked value by value: a wrong type would surface later, on a request's path.
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("not a whole number")
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return float(value)
+
+
+def _list(value: object, item: Callable[[object], T]) -> tuple[T, ...]:
+    if not isinstance(value, list):
+        raise ValueError("not a list")
+    return tuple(item(v) for v in value)
+
+
 def _speeds(speeds: Speeds) -> dict[str, Any]:
     return {"prefill": speeds.prefill_tokens_per_s, "decode": speeds.decode, "age_ms": speeds.age_ms}
 
 
 def _speeds_from(data: dict[str, Any]) -> Speeds:
-    decode = tuple((int(b), float(t)) for b, t in data["decode"])
-    return Speeds(float(data["prefill"]), decode, float(data["age_ms"]))
+    decode = tuple((_count(b), _number(t)) for b, t in data["decode"])
+    return Speeds(_number(data["prefill"]), decode, _number(data["age_ms"]))
 
 
 def _variant(v: Variant) -> dict[str, Any]:
@@ -64,13 +96,13 @@ def _variant(v: Variant) -> dict[str, Any]:
 
 def _variant_from(data: dict[str, Any]) -> Variant:
     return Variant(
-        model=data["model"],
-        digest=data["digest"],
-        quantization=data["quantization"],
-        context_tokens=int(data["context_tokens"]),
-        perplexity=data["perplexity"],
-        capabilities=frozenset(data["capabilities"]),
-        aliases=tuple(data["aliases"]),
+        model=_text(data["model"]),
+        digest=_text(data["digest"]),
+        quantization=_text(data["quantization"]),
+        context_tokens=_count(data["context_tokens"]),
+        perplexity=None if data["perplexity"] is None else _number(data["perplexity"]),
+        capabilities=frozenset(_list(data["capabilities"], _text)),
+        aliases=_list(data["aliases"], _text),
     )
 
 
@@ -110,34 +142,40 @@ def decode_node(text: str) -> NodeRecord:
     try:
         data = json.loads(text)
         if data["v"] != 1:
-            raise ValueError(f"record version {data['v']}")
-        speeds = _speeds_from(data["speeds"])
+            raise ValueError("another version's record")
         announcement = Announcement(
-            node_id=data["node_id"],
-            boot_id=data["boot_id"],
-            name=data["name"],
+            node_id=_text(data["node_id"]),
+            boot_id=_text(data["boot_id"]),
+            name=_text(data["name"]),
             variants=tuple(_variant_from(v) for v in data["variants"]),
-            slots=int(data["slots"]),
-            queue_limit=int(data["queue_limit"]),
-            build=data["build"],
+            slots=_count(data["slots"]),
+            queue_limit=_count(data["queue_limit"]),
+            build=_text(data["build"]),
             replay_class=ReplayClass(data["replay_class"]),
-            replay_digest=data["replay_digest"],
-            hardware_class=data["hardware_class"],
-            speeds=speeds,
+            replay_digest=_text(data["replay_digest"]),
+            hardware_class=_text(data["hardware_class"]),
+            speeds=_speeds_from(data["speeds"]),
         )
-        binding = Binding(Tier(data["tier"]), data["region"], data["trust"], float(data["cost_per_mtoken"]))
-        load = NodeLoad(running=data["running"], queued=data["queued"], draining=data["draining"])
+        binding = Binding(
+            tier=Tier(data["tier"]),
+            region=_text(data["region"]),
+            trust=_text(data["trust"]),
+            cost_per_mtoken=_number(data["cost_per_mtoken"]),
+        )
+        load = NodeLoad(
+            running=_count(data["running"]), queued=_count(data["queued"]), draining=data["draining"] is True
+        )
         state = NodeState(
             announcement=announcement,
             binding=binding,
             load=load,
             health=Health(data["health"]),
-            rtt_ms=float(data["rtt_ms"]),
+            rtt_ms=_number(data["rtt_ms"]),
             linked_here=False,
         )
-        return NodeRecord(data["replica_id"], state)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a node record: {error!r}") from error
+        return NodeRecord(_text(data["replica_id"]), state)
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a node record: {type(error).__name__}") from error
 
 
 def encode_session(record: SessionRecord) -> str:
@@ -147,8 +185,9 @@ def encode_session(record: SessionRecord) -> str:
 
 
 def decode_session(text: str) -> SessionRecord:
-    """Raises ValueError."""
-    data = json.loads(text)
-    if not (isinstance(data, list) and len(data) == 5):
-        raise ValueError("not a session record")
-    return SessionRecord(str(data[0]), str(data[1]), str(data[2]), int(data[3]), str(data[4]))
+    """Raises ValueError on anything that is not a session record."""
+    try:
+        session, node_id, digest, tokens, data_class = json.loads(text)
+    except (TypeError, RecursionError) as error:
+        raise ValueError("not a session record") from error
+    return SessionRecord(_text(session), _text(node_id), _text(digest), _count(tokens), _text(data_class))

@@ -7,6 +7,7 @@ retries: the caller runs once a second and goes on without the store.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from gateway.state.store import StoreError
 
 KEPT_SESSIONS = 10_000
 READ_AT_ONCE = 1_000
+# Encoding a record takes about 30 us, decoding one 40: a thousand in one go would hold up every stream.
+RECORDS_AT_ONCE = 25
 
 
 class RedisStore:
@@ -40,18 +43,20 @@ class RedisStore:
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
+            encoding_errors="replace",  # bytes that are no text make a record that is none, not an error
         )
 
     async def publish_nodes(self, replica_id: str, records: Sequence[NodeRecord], ttl_s: float) -> None:
         key = f"{self._prefix}nodes:{replica_id}"
         replicas = f"{self._prefix}replicas"
+        encoded = await _encoded(records)
         try:
             seconds, micros = await self._redis.time()
             now_ms = seconds * 1000 + micros // 1000
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(key)
-                if records:
-                    pipe.hset(key, mapping={r.state.node_id: encode_node(r) for r in records})
+                if encoded:
+                    pipe.hset(key, mapping=encoded)
                     pipe.pexpire(key, int(ttl_s * 1000))
                 pipe.zadd(replicas, {replica_id: now_ms + ttl_s * 1000})
                 pipe.zremrangebyscore(replicas, 0, now_ms)
@@ -65,10 +70,11 @@ class RedisStore:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for replica_id in replicas:
                     pipe.hvals(f"{self._prefix}nodes:{replica_id!s}")
-                answers: list[list[str]] = await pipe.execute() if replicas else []
+                # One replica's damaged key must not hide the others' nodes.
+                answers: list[Any] = await pipe.execute(raise_on_error=False) if replicas else []
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(f"read failed: {error}") from error
-        return tuple(r for values in answers for r in _readable(values))
+        return await _readable([value for found in answers if isinstance(found, list) for value in found])
 
     async def append_sessions(self, records: Sequence[SessionRecord]) -> None:
         try:
@@ -104,11 +110,22 @@ class RedisStore:
         await self._redis.aclose()
 
 
-def _readable(values: Sequence[str]) -> list[NodeRecord]:
+async def _encoded(records: Sequence[NodeRecord]) -> dict[Any, Any]:
+    encoded: dict[Any, Any] = {}
+    for done, record in enumerate(records, 1):
+        encoded[record.state.node_id] = encode_node(record)
+        if done % RECORDS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return encoded
+
+
+async def _readable(values: Sequence[str]) -> tuple[NodeRecord, ...]:
     records = []
-    for value in values:
+    for done, value in enumerate(values, 1):
         try:
             records.append(decode_node(value))
         except ValueError:
-            continue  # another version's record, or damage: not our node to judge
-    return records
+            pass  # another version's record, or damage: not our node to judge
+        if done % RECORDS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return tuple(records)

@@ -13,6 +13,9 @@ from gateway.state.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
+# Sessions come in pages; a replica that has just started must not take seconds to know them all.
+MAX_PAGES = 20
+
 
 class StoreSync:
     """Publishes linked nodes and new sessions, and learns what other replicas published.
@@ -49,22 +52,36 @@ class StoreSync:
             await asyncio.sleep(self._interval_s)
 
     async def once(self) -> None:
-        """One round; a store error is reported, not raised."""
+        """One round; an error is reported, not raised: the replica serves on without its store."""
+        try:
+            await self._publish()
+            self._fleet.learn_remote(await self._store.read_nodes(), self._replica_id)
+            await self._learn_sessions()
+        except StoreError as error:
+            self._report(False, str(error))
+        except Exception as error:
+            log.exception("store sync failed")
+            self._report(False, type(error).__name__)
+        else:
+            self._report(True, "")
+
+    async def _publish(self) -> None:
+        records = [NodeRecord(self._replica_id, state) for state in self._fleet.linked()]
+        await self._store.publish_nodes(self._replica_id, records, self._ttl_s)
         unsent = self._sessions.take_unsent()
         try:
-            records = [NodeRecord(self._replica_id, state) for state in self._fleet.linked()]
-            await self._store.publish_nodes(self._replica_id, records, self._ttl_s)
             await self._store.append_sessions(unsent)
-            unsent = ()
-            self._fleet.learn_remote(await self._store.read_nodes(), self._replica_id)
+        except BaseException:
+            self._sessions.put_back(unsent)
+            raise
+
+    async def _learn_sessions(self) -> None:
+        for _ in range(MAX_PAGES):
             self._cursor, learned = await self._store.read_sessions(self._cursor)
             for record in learned:
                 self._sessions.learn(record)
-        except StoreError as error:
-            self._sessions.put_back(unsent)
-            self._report(False, str(error))
-        else:
-            self._report(True, "")
+            if not learned:
+                return
 
     def _report(self, up: bool, reason: str) -> None:
         if up is not self.up:

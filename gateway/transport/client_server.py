@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -80,15 +79,16 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         self._need_admin(context)
         return pb.ListNodesResponse(nodes=[fleet.encode_node(n) for n in self._nodes()])
 
-    async def WatchFleet(
+    async def WatchFleet(  # type: ignore[override]
         self, request: pb.WatchFleetRequest, context: Any
-    ) -> AsyncIterator[pb.WatchFleetResponse]:
+    ) -> None:
         self._need_admin(context)
         seen = -1
         while True:
             if self._fleet.version != seen:
                 seen = self._fleet.version
-                yield pb.WatchFleetResponse(nodes=[fleet.encode_node(n) for n in self._nodes()])
+                nodes = [fleet.encode_node(n) for n in self._nodes()]
+                await self._write(context, pb.WatchFleetResponse(nodes=nodes))
             await asyncio.sleep(self._watch_interval_s)
 
     async def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.ExplainResponse:

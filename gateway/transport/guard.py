@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -66,8 +67,9 @@ class Guard(grpc.aio.ServerInterceptor):
                 _check(request)
                 answer = behave(request, context)
                 if hasattr(answer, "__aiter__"):
-                    async for item in answer:
-                        await context.write(item)
+                    async with aclosing(answer) as items:
+                        async for item in items:
+                            await context.write(item)
                 else:
                     await answer
             except Exception as error:  # noqa: BLE001 - the RPC boundary: typed below

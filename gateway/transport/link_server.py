@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT_S = 5.0
 OLDEST_PROTOCOL = 1_000
 ENDED = "the node ended its link"
+MAX_PINGS = 8
 
 
 @dataclass(slots=True)
@@ -163,9 +164,10 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         return ENDED
 
     def _ping(self, link: _Link) -> None:
-        """One ping per heartbeat; an unanswered one is forgotten with the next."""
+        """One ping per heartbeat; several may be on the way, as a round trip can outlast the interval."""
         link.next_nonce += 1
-        link.pings = {link.next_nonce: self._clock()}
+        link.pings[link.next_nonce] = self._clock()
+        link.pings.pop(link.next_nonce - MAX_PINGS, None)
         link.session.send(PingCommand(link.next_nonce))
 
     def _cache_report(self, link: _Link, report: node_pb2.CacheReport) -> None:
@@ -197,6 +199,8 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         if link is None or link.session.node_id != first.hello.node_id:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown link token")
         assert link is not None
+        if link.has_data.is_set():
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, "this link has its data stream")
         session = link.session
         await context.write(node_pb2.DataResponse(opened=node_pb2.Opened()))
         link.has_data.set()

@@ -51,7 +51,7 @@ class NodeSession:
         """Sends the work and returns its stream; never blocks."""
         self._work_seq += 1
         work = replace(work, work_seq=self._work_seq)
-        stream = AttemptStream(work.key, grant=self._work.grant, cancel=self._cancel)
+        stream = AttemptStream(work.key, work.credits, grant=self._work.grant, cancel=self._cancel)
         if self.closed.is_set():
             stream.fail(Failure(Cause.NODE_LOST, "the link to the node is gone"))
             return stream

@@ -7,24 +7,28 @@ from collections.abc import Callable
 
 from tidegate.routing.domain import AttemptKey, Failure, Finish, SequenceOutput
 
-# The consumer gives credit back in handfuls, so that it does not cost a message per chunk.
+# The consumer gives credit back in handfuls, so that it does not cost a message per chunk; with few credits
+# in smaller ones, or the node would wait for the rest of a handful that cannot come.
 CREDIT_BATCH = 16
 
 
 class AttemptStream:
     """The outputs of one attempt, in order. One consumer.
 
-    `grant` sends credit to the node, `cancel` frees the sequence there; both are non-blocking.
+    `credits` is what the node may send ahead. `grant` sends it more, `cancel` frees the sequence there; both
+    are non-blocking.
     """
 
     def __init__(
         self,
         key: AttemptKey,
+        credits: int,
         *,
         grant: Callable[[AttemptKey, int], None],
         cancel: Callable[[AttemptKey], None],
     ) -> None:
         self.key = key
+        self._grant_after = max(1, min(CREDIT_BATCH, credits // 2))
         self._grant = grant
         self._cancel = cancel
         self._outputs: asyncio.Queue[SequenceOutput] = asyncio.Queue()
@@ -46,7 +50,7 @@ class AttemptStream:
         """The next output; the last one carries `finish`."""
         output = await self._outputs.get()
         self._consumed += 1
-        if self._consumed >= CREDIT_BATCH and not self.ended:
+        if self._consumed >= self._grant_after and not self.ended:
             self._grant(self.key, self._consumed)
             self._consumed = 0
         self._next_index = output.first_index + output.count

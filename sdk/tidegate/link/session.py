@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 
 from tidegate.link import codec
-from tidegate.link.intake import Intake, IntakeError
+from tidegate.link.intake import MAX_INPUT_BYTES, Intake, IntakeError
 from tidegate.link.outbox import Outbox
 from tidegate.link.seam import NodeService, WorkRefused
 from tidegate.node.v1 import node_pb2, node_pb2_grpc
-from tidegate.routing.domain import AttemptKey, CacheDelta, Failure, SequenceOutput, Work
+from tidegate.routing.domain import AttemptKey, CacheDelta, Cause, Failure, SequenceOutput, Work
 from tidegate.wire.channels import TlsConfig, open_channel
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class LinkSession:
             kind = message.WhichOneof("message")
             try:
                 if kind == "work":
-                    self._take(self._intake.begin(codec.work_from_pb(message.work), message.work.input_bytes))
+                    self._begin(codec.work_from_pb(message.work), message.work.input_bytes)
                 elif kind == "work_fragment":
                     fragment = message.work_fragment
                     ack = node_pb2.FragmentAck(bytes=len(fragment.data))
@@ -223,6 +223,14 @@ class LinkSession:
             except IntakeError as error:
                 raise LinkLost(f"protocol error: {error}") from error
         raise LinkLost("the gateway ended the data stream")
+
+    def _begin(self, work: Work, input_bytes: int) -> None:
+        """One input that is too large costs its own request, not the link with all others."""
+        if input_bytes > MAX_INPUT_BYTES:
+            detail = f"an input of {input_bytes} bytes is above the limit of {MAX_INPUT_BYTES}"
+            self._bounce(work.key, Failure(Cause.INVALID_INPUT, detail))
+        else:
+            self._take(self._intake.begin(work, input_bytes))
 
     def _take(self, work: Work | None) -> None:
         if work is None:
