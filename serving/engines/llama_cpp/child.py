@@ -115,7 +115,11 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         kv_type=config.kv_type,
     )
     loaded = time.monotonic()
-    meter = measure(context, config.slots, model.n_vocab)
+    meter = (
+        SpeedMeter.of_curve(*config.known_speeds)
+        if config.known_speeds
+        else measure(context, config.slots, model.n_vocab)
+    )
     reporter = Reporter(sock, meter)
     loop = DecodeLoop(model, context, config, meter, reporter.report)
     reporter.loop = loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -156,6 +157,9 @@ class LlamaCppEngine:
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
         config = self._settings.child_config()
+        if self._speeds.decode:
+            known = (self._speeds.prefill_tokens_per_s, self._speeds.decode)
+            config = dataclasses.replace(config, known_speeds=known)
         try:
             child = await ChildProcess.spawn(config, bounded_spin=self._settings.bounded_spin)
         except OSError as error:

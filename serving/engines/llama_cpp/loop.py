@@ -27,7 +27,9 @@ from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
 
 # The parent bounds what is sent here; this limit only keeps the child's memory bounded whatever it sends.
 _QUEUE_LIMIT = 4096
-_MIN_GUARDED_CHUNK = 16
+_MIN_GUARDED_CHUNK = 32
+_MIN_CHUNK = 64
+_MAX_STEP_MS = 500.0
 
 Report = Callable[[list[Emission], list[int], LoadState], None]
 
@@ -231,13 +233,15 @@ class DecodeLoop:
     def _prefill_allowance(self) -> dict[int, int]:
         """Prompt tokens for this step by sequence number, first come first served.
 
-        While others are answering, only as many as keep the step within the guard.
+        While others are answering, only as many as keep the step within the guard; otherwise as many as let
+        a cancel take effect soon.
         """
         decoding = sum(s.decoding for s in self._active)
-        room = min(self._config.prefill_chunk, self._config.n_batch - decoding)
-        if decoding:
-            guarded = self._meter.prefill_tokens_per_s * self._config.step_guard_ms / 1000.0
-            room = min(room, max(_MIN_GUARDED_CHUNK, int(guarded)))
+        limit_ms, least = (
+            (self._config.step_guard_ms, _MIN_GUARDED_CHUNK) if decoding else (_MAX_STEP_MS, _MIN_CHUNK)
+        )
+        timely = max(least, int(self._meter.prefill_tokens_per_s * limit_ms / 1000.0))
+        room = min(timely, self._config.prefill_chunk, self._config.n_batch - decoding)
         allowance: dict[int, int] = {}
         waiting = (s for s in self._active if not s.decoding)
         for running in sorted(waiting, key=lambda s: (-s.work.priority, s.order)):
@@ -254,24 +258,26 @@ class DecodeLoop:
         at = prefilled = 0
         wanted: list[tuple[Running, int]] = []
         for running in self._active:
+            filled = running.filled
             if running.decoding:
-                context.tokens[at] = running.answer[-1]
                 part = 1
-            else:
-                part = allowance.get(running.sid, 0)
-                if not part:
-                    continue
-                context.tokens[at : at + part] = running.prompt[running.filled : running.filled + part]
+                context.tokens[at] = running.answer[-1]
+                context.positions[at] = filled
+                context.sequence_ids[at] = running.slot.index
+            elif part := allowance.get(running.sid, 0):
+                end = at + part
+                context.tokens[at:end] = running.prompt[filled : filled + part]
+                context.positions[at:end] = np.arange(filled, filled + part, dtype=np.int32)
+                context.sequence_ids[at:end] = running.slot.index
+                context.outputs[at:end] = 0
                 prefilled += part
-            end = at + part
-            context.positions[at:end] = np.arange(running.filled, running.filled + part, dtype=np.int32)
-            context.sequence_ids[at:end] = running.slot.index
-            context.outputs[at:end] = 0
+            else:
+                continue
             running.filled += part
+            at += part
             if running.decoding:
-                context.outputs[end - 1] = 1
-                wanted.append((running, end - 1))
-            at = end
+                context.outputs[at - 1] = 1
+                wanted.append((running, at - 1))
         return at, wanted, prefilled
 
     def _draw(self, running: Running, entry: int, batch_size: int) -> Emission:

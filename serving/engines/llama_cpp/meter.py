@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 _WEIGHT = 0.1
+_PREFILL_WEIGHT = 0.2
 _MIN_PREFILL_TOKENS = 16
 
 
@@ -14,6 +15,11 @@ class SpeedMeter:
     def __init__(self, prefill_tokens_per_s: float, step_ms: Mapping[int, float]) -> None:
         self.prefill_tokens_per_s = prefill_tokens_per_s
         self._step_ms = dict(step_ms)
+
+    @classmethod
+    def of_curve(cls, prefill_tokens_per_s: float, decode: Iterable[tuple[int, float]]) -> SpeedMeter:
+        """From what `decode_curve` gave earlier."""
+        return cls(prefill_tokens_per_s, {size: 1000.0 / rate for size, rate in decode})
 
     def expected_step_ms(self, batch_size: int) -> float:
         """Time of a step that decodes `batch_size` sequences; linear around the measured sizes."""
@@ -36,7 +42,7 @@ class SpeedMeter:
         elif prefilled >= _MIN_PREFILL_TOKENS:
             rest_ms = max(step_ms - self.expected_step_ms(decoded), step_ms * 0.1)
             rate = prefilled / rest_ms * 1000.0
-            self.prefill_tokens_per_s += _WEIGHT * (rate - self.prefill_tokens_per_s)
+            self.prefill_tokens_per_s += _PREFILL_WEIGHT * (rate - self.prefill_tokens_per_s)
 
     def _observe_decode(self, batch_size: int, step_ms: float) -> None:
         ratio = step_ms / self.expected_step_ms(batch_size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,7 +40,11 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChildConfig:
-    """What the child is told at start; see LlamaCppSettings for the meaning."""
+    """What the child is told at start; see LlamaCppSettings for the meaning.
+
+    `known_speeds`, (prefill tokens/s, decode curve), is what an earlier child had measured: with it a new one
+    serves sooner.
+    """
 
     model_path: str
     n_gpu_layers: int
@@ -56,6 +61,7 @@ class ChildConfig:
     top_p: float
     min_p: float
     debug: bool
+    known_speeds: tuple[float, Sequence[tuple[int, float]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class LlamaCppSettings(BaseModel):
         description="Most prompt tokens that one step computes when no sequence is answering.",
     )
     step_guard_ms: float = Field(
-        default=120.0,
+        default=200.0,
         gt=0.0,
         description="How long prompt tokens may make one step while sequences are answering.",
     )

@@ -39,3 +39,10 @@ def test_a_few_prompt_tokens_say_nothing() -> None:
     meter.observe(decoded=0, prefilled=3, step_ms=500.0)
     meter.observe(decoded=0, prefilled=0, step_ms=0.0)
     assert meter.prefill_tokens_per_s == 100.0
+
+
+def test_a_curve_can_be_taken_up_again() -> None:
+    meter = SpeedMeter(100.0, {1: 10.0, 4: 20.0})
+    again = SpeedMeter.of_curve(100.0, meter.decode_curve())
+    assert again.decode_curve() == meter.decode_curve()
+    assert again.prefill_tokens_per_s == 100.0
