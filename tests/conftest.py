@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+# Imported from a shallow stack on purpose: pytest rewrites this package's many modules while they are
+# imported, and Python 3.11.2's parser may fail in a deep one ("AST constructor recursion depth mismatch").
+import hypothesis
+
+# Machines that run this are busy: how long an example takes says nothing.
+hypothesis.settings.register_profile("tidegate", deadline=None)
+hypothesis.settings.load_profile("tidegate")
+
 # The policy's loop of the main thread is never used by tests, and would be reported as unclosed when a
 # virtual-time loop takes its place.
 asyncio.set_event_loop(None)
