@@ -1,4 +1,4 @@
-"""The set-up script: locks, preflight messages, progress, half-made environments, one build at a time."""
+"""The set-up script: preflight messages, progress, half-made environments, one build at a time."""
 
 import os
 import re
@@ -11,19 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from envsetup import engine_wheel, groups, locks, preflight, progress
+from envsetup import engine_wheel, groups, preflight, progress
 from envsetup.venv import Venv, clean_environment
-
-LOCK = """# a comment
-aiohttp==3.14.5 \\
-    --hash=sha256:aa \\
-    --hash=sha256:bb
-    # via -r runtime.in
-llama-cpp-python==0.3.36 \\
-    --hash=sha256:cc
-numpy==2.4.6 ; python_full_version < '3.12' \\
-    --hash=sha256:dd
-"""
 
 
 @pytest.fixture
@@ -38,38 +27,6 @@ def script(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
-
-
-class TestLocks:
-    def test_engine_is_split_off_with_its_hashes(self, tmp_path: Path) -> None:
-        lock = tmp_path / "runtime.txt"
-        lock.write_text(LOCK)
-        rest, engine = locks.split_engine(lock)
-        assert [locks.name_of(block) for block in locks.blocks(rest)] == ["aiohttp", "numpy"]
-        assert "sha256:bb" in rest
-        assert "sha256:cc" not in rest
-        assert locks.version_of(engine) == "0.3.36"
-        assert "sha256:cc" in engine
-
-    def test_committed_locks_are_hashed_and_name_no_registry(self, root: Path) -> None:
-        for lock in sorted((root / "requirements").glob("*.txt")):
-            text = lock.read_text()
-            assert "://" not in text, lock
-            for block in locks.blocks(text):
-                assert locks.version_of(block), lock
-                assert "--hash=sha256:" in block, f"{lock}: {block}"
-
-    def test_digest_follows_files_settings_and_place(self, tmp_path: Path) -> None:
-        places = [tmp_path / "a", tmp_path / "b"]
-        for place in places:
-            place.mkdir()
-            (place / "lock").write_text("x")
-        first = locks.digest(places[0], ["lock"], "")
-        assert locks.digest(places[0], ["lock"], "") == first
-        assert locks.digest(places[1], ["lock"], "") != first
-        assert locks.digest(places[0], ["lock"], "-DGGML_CUDA=on") != first
-        (places[0] / "lock").write_text("y")
-        assert locks.digest(places[0], ["lock"], "") != first
 
 
 class TestPreflight:
