@@ -1,0 +1,160 @@
+"""Data classes, sessions, explanations, and what a finished request leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from dispatch_rig import Rig, answer, ask, fails, token
+from gateway_fakes import DIGEST
+
+from gateway.dispatch.caller import Client
+from tidegate.routing.domain import Accepted, Cause, Code, Finished, Message, Role, ServeError, SessionHint
+from tidegate.routing.plan import Plan, Refusal
+
+pytestmark = pytest.mark.looptime
+SECRET = "the patient's name is Miller"
+
+
+async def refused(rig: Rig, **changes: object) -> ServeError:
+    with pytest.raises(ServeError) as caught:
+        await rig.run(ask(**changes))
+    return caught.value
+
+
+async def test_a_restricted_request_never_reaches_the_cloud() -> None:
+    rig = Rig(n1=[fails(Cause.NODE_LOST)], n3=[answer()])
+    error = await refused(rig, data_class="restricted")
+    assert rig.tried == ["n1"]
+    assert error.code is Code.UNAVAILABLE  # the edge's failure; there was nobody else to ask
+    rig = Rig(n3=[answer()])
+    error = await refused(rig, data_class="restricted")
+    assert (error.code, error.reason, rig.tried) == (Code.FAILED_PRECONDITION, "DATA_CLASS", [])
+    rig = Rig(n3=[answer()])
+    await rig.run(ask(data_class="internal"))  # the positive control
+    assert rig.tried == ["n3"]
+
+
+async def test_a_key_sets_the_floor_and_a_request_may_only_raise_it() -> None:
+    floor = Client(class_floor="restricted")
+    for asked in ("", "public", "internal", "restricted"):
+        rig = Rig(n3=[answer()])
+        with pytest.raises(ServeError):
+            await rig.run(ask(data_class=asked), floor)
+        assert rig.tried == []
+
+
+async def test_a_session_keeps_its_strictest_class_even_when_that_turn_failed() -> None:
+    rig = Rig(n3=[answer(1), answer(1)])
+    await rig.run(ask("a", session_id="chat"))
+    await refused(rig, request_id="b", session_id="chat", data_class="restricted")
+    error = await refused(rig, request_id="c", session_id="chat")
+    assert error.reason == "DATA_CLASS"
+    await rig.run(ask("d", session_id="another"))
+    assert len(rig.tried) == 2
+
+
+async def test_a_looser_turn_that_ends_later_does_not_loosen_its_session() -> None:
+    rig = Rig(n1=[answer(5), answer(1)])
+    loose = asyncio.create_task(rig.run(ask("a", session_id="chat")))
+    await asyncio.sleep(0.2)
+    await rig.run(ask("b", session_id="chat", data_class="restricted"))
+    await loose
+    assert rig.sessions.data_class(rig.sessions.name("default", "chat")) == "restricted"
+
+
+async def test_a_finished_turn_says_where_its_prefix_is_warm() -> None:
+    rig = Rig(n1=[answer(3)])
+    await rig.run(ask(session_id="chat"))
+    name = rig.sessions.name("default", "chat")
+    assert rig.sessions.hint(name) == SessionHint("n1", DIGEST, 9 + 3)
+
+
+async def test_every_decision_on_limited_data_is_audited(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.audit")
+    rig = Rig(n1=[fails(Cause.OVERLOADED)], n3=[answer()])
+    await refused(rig, data_class="restricted")
+    await rig.run(ask("r2"))
+    lines = [(r.request_id, r.decision, r.node, r.tier) for r in caplog.records if r.name == "gateway.audit"]  # type: ignore[attr-defined]
+    assert lines == [("r1", "routed", "name-n1", "edge"), ("r1", "refused", "", "")]
+
+
+async def test_explaining_decides_and_does_nothing_else() -> None:
+    rig = Rig(n1=[answer()], n3=[answer()])
+    decision = rig.dispatcher.explain(ask(session_id="chat", data_class="restricted"), Client())
+    assert isinstance(decision.result, Plan)
+    assert decision.result.first.node.node_id == "n1"
+    assert rig.tried == []
+    assert rig.admission.in_flight == 0
+    assert rig.sessions.data_class(rig.sessions.name("default", "chat")) == ""
+    assert isinstance(rig.dispatcher.explain(ask(model="unknown"), Client()).result, Refusal)
+    with pytest.raises(ServeError):
+        rig.dispatcher.explain(ask(data_class="nonsense"), Client())
+
+
+async def test_reasons_come_on_request() -> None:
+    accepted = (await Rig(n1=[answer(1)], n2=[]).run(ask(explain=True)))[0]
+    assert isinstance(accepted, Accepted)
+    assert accepted.explanation is not None
+    assert [c.route.node_id for c in accepted.explanation.candidates] == ["n1", "n2"]
+
+
+async def test_the_log_has_one_line_per_request_and_no_prompt_or_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    rig = Rig(n1=[answer(3), fails(Cause.INTERNAL, tokens=1)])
+    private = (Message(Role.USER, SECRET),)
+    await rig.run(ask("a", messages=private, session_id="sess-77"))
+    await refused(rig, request_id="b", messages=private)
+    await refused(rig, request_id="c", messages=private, data_class="nonsense")
+    lines = [r for r in caplog.records if r.name == "gateway.requests"]
+    assert [(r.request_id, r.code, r.reason) for r in lines] == [  # type: ignore[attr-defined]
+        ("a", "ok", ""),
+        ("b", "unavailable", "INTERNAL"),
+        ("c", "invalid_argument", "UNKNOWN_DATA_CLASS"),
+    ]
+    everything = " ".join(str(vars(r)) for r in caplog.records)
+    for private_text in (SECRET, "Miller", "t0 ", "sess-77", "unguessable-token"):
+        assert private_text not in everything
+    assert "name-n1" in everything  # the control: other facts are there
+    assert SECRET.encode() not in rig.metrics.exposition()
+
+
+async def test_attempts_teach_the_speeds_of_their_node() -> None:
+    rig = Rig(n1=[answer(8, every_s=1.0)])
+    before = rig.corrections.factors("n1", DIGEST)
+    await rig.run(ask())
+    after = rig.corrections.factors("n1", DIGEST)
+    assert after.tpot > before.tpot
+    assert after.ttft > before.ttft
+
+
+async def test_a_slow_reader_does_not_make_its_node_look_slow() -> None:
+    rig = Rig(n1=[answer(8, every_s=0.02)])
+    async for _ in rig.dispatcher.generate(ask(), Client()):
+        await asyncio.sleep(2.0)
+    assert rig.corrections.factors("n1", DIGEST).tpot == 1.0
+
+
+async def test_refused_work_teaches_nothing() -> None:
+    rig = Rig(n1=[fails(Cause.OVERLOADED, after_s=5.0)], n2=[answer(1)])
+    await rig.run(ask())
+    assert rig.corrections.factors("n1", DIGEST).ttft == 1.0
+
+
+async def test_metrics_name_tokens_and_times() -> None:
+    rig = Rig(n1=[answer(3)])
+    finished = (await rig.run(ask()))[-1]
+    assert isinstance(finished, Finished)
+    assert rig.count("tidegate_tokens_total", tier="edge", kind="completion") == 3
+    assert rig.count("tidegate_tokens_total", tier="edge", kind="cached") == 2
+    assert rig.count("tidegate_ttft_seconds_sum", tier="edge") == pytest.approx(0.1)
+
+
+async def test_a_token_and_the_end_in_one_message_count_once() -> None:
+    rig = Rig(n1=[[(0.1, token(0)), *answer(0)]])
+    finished = (await rig.run(ask()))[-1]
+    assert isinstance(finished, Finished)
+    assert finished.usage.completion_tokens == 1
