@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,9 +12,6 @@ from tidegate_cli.stack.ports import StackPorts
 
 EngineKind = Literal["llama_cpp", "oracle"]
 
-# An operator's table as it would stand in a real deployment: what a node is follows from its join token.
-EDGE_TOKEN = "join-edge"
-CLOUD_TOKEN = "join-cloud"
 CLOUD_COST = 0.6
 
 
@@ -26,15 +24,15 @@ class ModelFiles:
 
 
 def write(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
-    path.chmod(0o600)
     return path
 
 
-def secrets(folder: Path) -> None:
-    write(folder / "edge.token", EDGE_TOKEN + "\n")
-    write(folder / "cloud.token", CLOUD_TOKEN + "\n")
-    write(folder / "fleet.secret", "one secret for all replicas of this local stack\n")
+def write_secrets(folder: Path) -> None:
+    """Join tokens as in a real deployment: what a node is follows from the one it holds."""
+    for name in ("edge.token", "cloud.token", "fleet.secret"):
+        write(folder / name, secrets.token_urlsafe(24) + "\n")
 
 
 def gateway(folder: Path, ports: StackPorts, policy: str) -> Path:
@@ -76,9 +74,7 @@ join_token = {{ file = {q(str(folder / "cloud.token"))} }}
     )
 
 
-def edge(
-    folder: Path, name: str, api_port: int, ports: StackPorts, engine: EngineKind, model: Path | None
-) -> Path:
+def edge(folder: Path, name: str, api_port: int, ports: StackPorts, engine: str) -> Path:
     q = json.dumps
     return write(
         folder / f"{name}.toml",
@@ -93,12 +89,12 @@ port = {api_port}
 gateways = ["127.0.0.1:{ports.link}"]
 join_token = {{ file = {q(str(folder / "edge.token"))} }}
 
-{_engine(engine, model, prefill=600, decode=[[1, 60.0], [4, 30.0]], quantization="Q4_0", perplexity=13.8)}
+{engine}
 """,
     )
 
 
-def cloud(folder: Path, name: str, ports: StackPorts, engine: EngineKind, model: Path | None) -> Path:
+def cloud(folder: Path, name: str, ports: StackPorts, engine: str) -> Path:
     """Reaches the gateway through the delay proxy."""
     q = json.dumps
     return write(
@@ -114,20 +110,33 @@ port = {ports.cloud_admin}
 gateways = ["127.0.0.1:{ports.cloud_link}"]
 join_token = {{ file = {q(str(folder / "cloud.token"))} }}
 
-{_engine(engine, model, prefill=900, decode=[[1, 80.0], [4, 60.0]], quantization="Q8_0", perplexity=11.3)}
+{engine}
 """,
     )
 
 
-def _engine(
-    kind: EngineKind,
-    model: Path | None,
-    *,
-    prefill: int,
-    decode: list[list[float]],
-    quantization: str,
-    perplexity: float,
-) -> str:
+@dataclass(frozen=True, slots=True)
+class OracleShape:
+    """What the oracle pretends to be, close to the real model of the tier."""
+
+    quantization: str
+    perplexity: float
+    prefill_tokens_per_s: int
+    decode: str
+
+    @property
+    def digest(self) -> str:
+        return f"oracle-{self.quantization}"
+
+
+ORACLES = {
+    "edge": OracleShape("Q4_0", 13.8, 600, "[[1, 60.0], [4, 30.0]]"),
+    "cloud": OracleShape("Q8_0", 11.3, 900, "[[1, 80.0], [4, 60.0]]"),
+}
+
+
+def engine_table(tier: str, kind: EngineKind, model: Path | None, pacing: float = 1.0) -> str:
+    """The TOML table of the engine of a tier's nodes."""
     if kind == "llama_cpp":
         return f"""[engine]
 kind = "llama_cpp"
@@ -135,14 +144,16 @@ model = {json.dumps(str(model))}
 slots = 4
 context_tokens = 2048
 """
+    shape = ORACLES[tier]
     return f"""[engine]
 kind = "oracle"
 slots = 4
 
 [engine.oracle]
-digest = {json.dumps("oracle-" + quantization)}
-quantization = {json.dumps(quantization)}
-perplexity = {perplexity}
-prefill_tokens_per_s = {prefill}
-decode = {json.dumps(decode)}
+digest = {json.dumps(shape.digest)}
+quantization = {json.dumps(shape.quantization)}
+perplexity = {shape.perplexity}
+prefill_tokens_per_s = {shape.prefill_tokens_per_s}
+decode = {shape.decode}
+pacing = {pacing}
 """

