@@ -31,34 +31,17 @@ WAYS = ("gRPC cancel", "HTTP disconnect", "SIGKILL of a gRPC client", "SIGKILL o
 WINDOWS = ("queued", "before first token", "mid-stream")
 LIMIT_MS = 100.0
 ANSWER_TOKENS = 500
-VOCABULARY = [
-    "a",
-    "river",
-    "runs",
-    "past",
-    "the",
-    "old",
-    "mill",
-    "and",
-    "its",
-    "wide",
-    "gate",
-    "to",
-    "meet",
-    "an",
-    "open",
-    "sea",
-    "at",
-    "high",
-    "tide",
-]
+TEXT = "a river runs past the old mill and its wide gate to meet an open sea at high tide"
 FREED_S = 30.0
 SPARES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One engine under test. Moments are drawn from [0, x) seconds, x by window as in WINDOWS."""
+    """One engine under test. Moments are drawn from [0, x) seconds, x by window as in WINDOWS.
+
+    `step_ms` is one decode step where it is known; else the median measured meanwhile counts.
+    """
 
     name: str
     make: Callable[[], Awaitable[Engine]]
@@ -66,6 +49,7 @@ class Bench:
     tries: int
     prompt_words: int
     moments_s: tuple[float, float, float]
+    step_ms: float | None = None
 
 
 async def make_oracle() -> Engine:
@@ -89,7 +73,7 @@ async def make_llama() -> Engine:
     return build_engine(EngineSettings(kind="llama_cpp", model=str(models.edge), slots=2))
 
 
-ORACLE = Bench("oracle engine", make_oracle, 4, 200, 320, (0.06, 0.25, 0.15))
+ORACLE = Bench("oracle engine", make_oracle, 4, 200, 320, (0.06, 0.25, 0.15), step_ms=20.0)
 LLAMA = Bench("llama.cpp", make_llama, 2, 30, 500, (0.06, 0.5, 0.3))
 
 
@@ -189,7 +173,7 @@ class Tries:
 
     def _prompt(self) -> str:
         """Words in an order that no prefix cache has seen, each about one token."""
-        return " ".join(self._rng.choices(VOCABULARY, k=self._bench.prompt_words))
+        return " ".join(self._rng.choices(TEXT.split(), k=self._bench.prompt_words))
 
 
 async def measure_engine(bench: Bench, rng: random.Random) -> list[Row]:
@@ -215,11 +199,12 @@ async def measure_engine(bench: Bench, rng: random.Random) -> list[Row]:
 
 
 def rows_of(bench: Bench, tries: Tries, step_ms: float) -> list[Row]:
-    rows = [row(f"{bench.name}: one decode step, p50", step_ms, "ms")]
+    rows = [row(f"{bench.name}: one decode step as measured, p50", step_ms, "ms")]
+    limit_ms = LIMIT_MS + (bench.step_ms or step_ms)
     for way in WAYS:
         of_way = [ms for each, _, ms in tries.taken if each == way]
         name = f"{bench.name}: {way} to slot free, {len(of_way)} tries"
-        rows.append(row(f"{name}, p99", percentile(of_way, 0.99), "ms", bar=LIMIT_MS + step_ms))
+        rows.append(row(f"{name}, p99", percentile(of_way, 0.99), "ms", bar=limit_ms))
         rows.append(row(f"{name}, p50", percentile(of_way, 0.5), "ms"))
         rows.append(row(f"{name}, max", max(of_way), "ms"))
     for window in WINDOWS:
