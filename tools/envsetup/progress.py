@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 REPORT_EVERY_S = 8.0
@@ -53,26 +55,47 @@ def run_step(
         say(f"{title} ...")
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    child: subprocess.Popen[bytes] | None = None
     with log.open("wb") as sink:
-        child = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=None if env is None else dict(env),
-            cwd=cwd,
-            start_new_session=True,
-        )
         try:
+            with _signals_held():
+                child = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    env=None if env is None else dict(env),
+                    cwd=cwd,
+                    start_new_session=True,
+                )
             _watch(title, child, log, started)
         except BaseException:
-            _stop(child)
+            if child is not None:
+                _stop(child)
             raise
     took_s = time.monotonic() - started
     if child.returncode != 0:
         raise StepFailed(f"{title}: failed after {took_s:.0f} s: {last_error(log)} (full output: {log})")
     if not often_done or took_s >= REPORT_EVERY_S:
         say(f"{title}: done in {took_s:.0f} s")
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Puts SIGINT and SIGTERM off to the end of the block, so that no child starts that nobody knows of."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda got, _: held.append(got)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in held:
+            signal.raise_signal(late)
 
 
 def _watch(title: str, child: subprocess.Popen[bytes], log: Path, started: float) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from envsetup import engine_wheel, groups, preflight, progress
@@ -133,6 +134,21 @@ class TestProgress:
             if setup.poll() is None:
                 setup.kill()
                 setup.wait()
+
+    def test_signal_while_a_command_starts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It comes when the child runs already, but before anybody holds it."""
+        started: list[subprocess.Popen[bytes]] = []
+        popen = subprocess.Popen
+
+        def interrupted_start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+            started.append(popen(*arguments, **options))
+            os.kill(os.getpid(), signal.SIGINT)
+            return started[0]
+
+        monkeypatch.setattr(progress.subprocess, "Popen", interrupted_start)
+        with pytest.raises(KeyboardInterrupt):
+            progress.run_step("step", ["sleep", "60"], tmp_path / "log")
+        assert started[0].returncode == -signal.SIGTERM
 
 
 def alive(pid: int) -> bool:
