@@ -12,6 +12,7 @@ from typing import Any
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
 from serving.engines.llama_cpp import protocol
+from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.catalog import file_digest, read_entry
 from serving.engines.llama_cpp.gguf_check import check_gguf
@@ -31,7 +32,6 @@ from tidegate.routing.domain import (
 )
 
 _LOG = logging.getLogger(__name__)
-_MAX_INPUT_BYTES = 16 * 1024 * 1024
 _FIRST_BACKOFF_S = 0.5
 _END_GRACE_S = 0.7
 
@@ -86,7 +86,7 @@ class LlamaCppEngine:
         limit = self._settings.slots + self._settings.queue_limit
         if len(self._ledger) >= limit:
             raise EngineRefused(Failure(Cause.OVERLOADED, f"{limit} sequences run or wait already"))
-        entry = self._ledger.add(work, _input_text(work), self._clock())
+        entry = self._ledger.add(work, input_text(work), self._clock())
         if self._idle.is_set():
             self._idle.clear()
             self._last_progress = self._clock()
@@ -288,21 +288,13 @@ class LlamaCppEngine:
     async def _watch(self) -> None:
         """Ends a child that runs work and makes no step."""
         limit = self._settings.hang_timeout_s
+        strikes = 0
         while True:
             await asyncio.sleep(limit / 8)
             child = self._child
-            stuck = self._clock() - self._last_progress > limit
-            if child is not None and self._ledger.occupied and stuck and not self._hung:
+            stuck = self._ledger.occupied > 0 and self._clock() - self._last_progress > limit
+            # Twice: after a pause of this very process, frames of a healthy child may lie unread.
+            strikes = strikes + 1 if stuck and child is not None else 0
+            if child is not None and strikes >= 2 and not self._hung:
                 self._hung = True
                 child.kill()
-
-
-def _input_text(work: Work) -> str:
-    if len(work.input) > _MAX_INPUT_BYTES:
-        raise EngineRefused(
-            Failure(Cause.INVALID_INPUT, f"the input of {len(work.input)} bytes is over {_MAX_INPUT_BYTES}")
-        )
-    try:
-        return work.input.decode("utf-8")
-    except UnicodeDecodeError:
-        raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is no UTF-8")) from None

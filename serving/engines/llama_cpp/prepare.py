@@ -148,16 +148,20 @@ class _Job:
                 process.kill()
 
     def _follow(self, process: subprocess.Popen[bytes], what: str) -> Any:
+        outcome: dict[str, Any] | None = None
         for line in process.stdout or ():
             message = json.loads(line)
-            if "done" in message:
-                return message["done"]
-            if "refused" in message:
-                raise EngineUnavailable(f"{what} failed: {message['refused']}")
-            self.progress(f"{what}: {message['share']:.0%}")
+            if "share" in message:
+                self.progress(f"{what}: {message['share']:.0%}")
+            else:
+                outcome = message
         status = process.wait()
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        raise EngineUnavailable(f"{what} crashed ({how}); the source file may be damaged")
+        if outcome is None:
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            raise EngineUnavailable(f"{what} crashed ({how}); the source file may be damaged")
+        if "refused" in outcome:
+            raise EngineUnavailable(f"{what} failed: {outcome['refused']}")
+        return outcome["done"]
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def _receive_exactly(sock: socket.socket, count: int) -> bytes | None:
 
 
 def pack_work(sid: int, work: Work, text: str, waited_ms: float) -> Frame:
-    """`text` is the decoded input; `waited_ms` passed since the work was submitted."""
+    """`text` is the decoded input; `waited_ms` passed since it was submitted, when its durations began."""
     return {
         "t": "work",
         "sid": sid,
@@ -138,8 +138,8 @@ def pack_work(sid: int, work: Work, text: str, waited_ms: float) -> Frame:
         "max_tokens": work.max_tokens,
         "stop": list(work.stop),
         "prefix": [name.hex() for name in work.prefix_hashes],
-        "remaining_ms": None if work.remaining_ms is None else work.remaining_ms - waited_ms,
-        "ttft_remaining_ms": None if work.ttft_remaining_ms is None else work.ttft_remaining_ms - waited_ms,
+        "remaining_ms": work.remaining_ms,
+        "ttft_remaining_ms": work.ttft_remaining_ms,
         "priority": work.priority,
         "start_index": work.start_index,
         "replay": list(work.replay_token_ids),

@@ -61,7 +61,7 @@ class SamplerChain:
         top_k, top_p = _or(sampling.top_k, defaults.top_k), _or(sampling.top_p, defaults.top_p)
         min_p = _or(sampling.min_p, defaults.min_p)
         if top_k > 0:
-            self._add(C.llama_sampler_init_top_k(top_k))
+            self._add(C.llama_sampler_init_top_k(min(top_k, model.n_vocab)))
         if top_p < 1.0:
             self._add(C.llama_sampler_init_top_p(top_p, 1))
         if min_p > 0.0:

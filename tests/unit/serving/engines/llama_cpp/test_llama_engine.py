@@ -67,6 +67,18 @@ async def test_a_replay_that_does_not_fit_its_index_is_invalid(shared: Driver) -
         assert finish.result.cause is Cause.INVALID_INPUT
 
 
+async def test_extreme_sampling_is_survived(shared: Driver) -> None:
+    pid = shared.engine.child_pid
+    for sampling in (
+        Sampling(temperature=100.0, top_k=1 << 40, top_p=0.0, min_p=1.0, seed=-(1 << 80)),
+        Sampling(temperature=1e-9, top_k=-5, repeat_penalty=0.01, frequency_penalty=-100.0),
+        Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, presence_penalty=100.0, seed=1 << 70),
+    ):
+        key = shared.submit(max_tokens=4, sampling=sampling)
+        assert isinstance((await shared.finish(key)).result, FinishReason)
+    assert shared.engine.child_pid == pid
+
+
 async def test_penalties_change_a_repetitive_answer(shared: Driver) -> None:
     text = "na na na na na na na na na na na na"
     plain = shared.submit(text, max_tokens=12)

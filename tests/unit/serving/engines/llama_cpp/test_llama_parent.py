@@ -7,7 +7,9 @@ import socket
 import pytest
 from pydantic import ValidationError
 
+from serving.engines.base import EngineRefused
 from serving.engines.llama_cpp import protocol
+from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.identity import hardware_class, replay_digest
 from serving.engines.llama_cpp.ledger import Ledger
@@ -55,7 +57,7 @@ def test_work_survives_the_frame() -> None:
     )
     frame = protocol.decode(protocol.encode(protocol.pack_work(7, original, "héllo", 100.0))[4:])
     again = protocol.unpack_work(frame)
-    assert again.remaining_ms == 900.0
+    assert (again.remaining_ms, frame["waited_ms"]) == (1000.0, 100.0)
     assert (again.input, again.sampling, again.stop) == (original.input, original.sampling, original.stop)
     assert (again.prefix_hashes, again.replay_token_ids) == ((NAME,), (5, 6))
     assert (frame["sid"], again.priority, again.start_index) == (7, 3, 2)
@@ -190,3 +192,29 @@ def test_replay_digest_changes_with_each_part() -> None:
 def test_hardware_class_names_threads_and_gpu() -> None:
     assert hardware_class(3, 0).endswith("/3t")
     assert hardware_class(1, -1).endswith("/1t+gpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": Sampling(temperature=float("nan"))},
+        {"sampling": Sampling(temperature=-1.0)},
+        {"sampling": Sampling(top_p=1.5)},
+        {"sampling": Sampling(min_p=float("inf"))},
+        {"sampling": Sampling(repeat_penalty=0.0)},
+        {"sampling": Sampling(frequency_penalty=float("-inf"))},
+        {"stop": ("x",) * 65},
+        {"stop": ("x" * 1025,)},
+        {"input": b"x" * (16 * 1024 * 1024 + 1)},
+        {"input": b"\xff\xfe"},
+    ],
+)
+def test_what_native_code_must_not_see_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(EngineRefused) as refused:
+        input_text(work(**changes))
+    assert refused.value.failure.cause is Cause.INVALID_INPUT
+
+
+def test_extreme_but_allowed_numbers_pass() -> None:
+    extreme = Sampling(temperature=0.0, top_p=0.0, top_k=-1, min_p=1.0, repeat_penalty=100.0, seed=-(1 << 80))
+    assert input_text(work(sampling=extreme, stop=("",))) == "héllo"

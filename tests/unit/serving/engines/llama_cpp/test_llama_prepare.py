@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp import catalog
 from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
 from serving.engines.llama_cpp.catalog import CatalogEntry, entry_path, file_digest, load_entry, read_entry
-from serving.engines.llama_cpp.prepare import main, prepare
+from serving.engines.llama_cpp.prepare import CALIBRATION_TEXT, main, prepare
 
 
 def entry_of(path: Path) -> CatalogEntry:
@@ -106,3 +110,50 @@ def test_an_entry_can_be_renamed_without_new_work(tmp_path: Path) -> None:
     catalog.write_entry(path, kept.entry)
     (renamed,) = prepare(bundled_model(), ["Q4_0"], tmp_path, model="other")
     assert renamed.entry == dataclasses.replace(kept.entry, model="other")
+
+
+def measure(model: Path, text: Path) -> list[dict[str, object]]:
+    """What the measuring child says, line by line."""
+    task = {
+        "task": "perplexity",
+        "path": str(model),
+        "text": str(text),
+        "threads": 1,
+        "parent_pid": os.getpid(),
+        "debug": False,
+    }
+    command = [sys.executable, "-m", "serving.engines.llama_cpp.prepare_child", json.dumps(task)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, start_new_session=True, timeout=60, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_perplexity_is_lower_for_sense_than_for_nonsense(model_path: Path, tmp_path: Path) -> None:
+    words = CALIBRATION_TEXT.read_text().split()[:200]
+    figures = []
+    for name, order in (("sense", words), ("nonsense", sorted(words))):
+        text = tmp_path / name
+        text.write_text(" ".join(order))
+        *shares, last = measure(model_path, text)
+        assert shares[-1] == {"share": 1.0}
+        figures.append(float(str(last["done"])))
+    assert 5.0 < figures[0] < figures[1]
+
+
+def test_a_text_too_short_to_measure_on_is_refused(model_path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short"
+    text.write_text("Too short.")
+    (answer,) = measure(model_path, text)
+    assert "too short" in str(answer["refused"])
+
+
+def test_a_crash_of_the_quantizing_child_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies by a signal stands in for native code that does."""
+    crashing = tmp_path / "crashing"
+    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crashing))
+    with pytest.raises(EngineUnavailable, match=r"crashed \(signal 11"):
+        prepare(bundled_model(), ["Q4_0"], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.gguf*"))
