@@ -46,6 +46,6 @@ def _backlog_ms(load: NodeLoad) -> float:
     if speeds is None or speeds.prefill_tokens_per_s <= 0 or not speeds.decode:
         return RESTART_RETRY_MS
     prefill_s = load.pending_prefill_tokens / speeds.prefill_tokens_per_s
-    mean_left = load.pending_decode_tokens / max(1, load.running)
+    mean_left = load.pending_decode_tokens / max(1, load.running + load.queued)
     decode_s = mean_left / max(speeds.decode[-1][1], 1e-3)
     return min(RETRY_MAX_MS, max(RETRY_MIN_MS, (prefill_s + decode_s) * 1000.0))
