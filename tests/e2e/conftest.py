@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from e2e_fleet import make_whole, running_fleet
@@ -17,6 +17,6 @@ def oracle_fleet() -> Iterator[LocalFleet]:
 
 
 @pytest.fixture
-async def fleet(oracle_fleet: LocalFleet) -> AsyncIterator[LocalFleet]:
+async def fleet(oracle_fleet: LocalFleet) -> LocalFleet:
     await make_whole(oracle_fleet)
-    yield oracle_fleet
+    return oracle_fleet
