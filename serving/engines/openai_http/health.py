@@ -118,7 +118,9 @@ class UpstreamWatch:
             if not self._hurry.is_set():
                 self._note(failure)
             try:
-                await asyncio.wait_for(self._hurry.wait(), self._settings.health_interval_s)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes as its future ends.
+                async with asyncio.timeout(self._settings.health_interval_s):
+                    await self._hurry.wait()
             except TimeoutError:
                 pass
 
