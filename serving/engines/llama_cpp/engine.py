@@ -18,6 +18,7 @@ from serving.engines.llama_cpp.catalog import file_digest, read_entry
 from serving.engines.llama_cpp.gguf_check import check_gguf
 from serving.engines.llama_cpp.identity import describe
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
+from serving.engines.llama_cpp.outbox import Outbox
 from serving.engines.llama_cpp.process import ChildProcess
 from serving.engines.llama_cpp.protocol import Frame, LoadState, ProtocolError
 from serving.engines.llama_cpp.settings import LlamaCppSettings
@@ -43,7 +44,7 @@ class LlamaCppEngine:
         self._settings = settings
         self._clock = clock
         self._ledger = Ledger()
-        self._batches: asyncio.Queue[StepBatch | None] = asyncio.Queue()
+        self._outbox = Outbox()
         self._child: ChildProcess | None = None
         self._ready = False
         self._stopping = False
@@ -101,6 +102,7 @@ class LlamaCppEngine:
             entry.text = ""
 
     def cancel(self, key: AttemptKey) -> None:
+        self._outbox.take_back(key)
         entry = self._ledger.cancel(key)
         if entry is None:
             return
@@ -130,7 +132,7 @@ class LlamaCppEngine:
         return Speeds(self._speeds.prefill_tokens_per_s, self._speeds.decode, age_ms)
 
     async def steps(self) -> AsyncIterator[StepBatch]:
-        while (batch := await self._batches.get()) is not None:
+        async for batch in self._outbox.batches():
             yield batch
 
     def cache_changes(self) -> CacheDelta | None:
@@ -152,7 +154,7 @@ class LlamaCppEngine:
             await self._child.end(0.0)
             self._ready, self._child = False, None
         self._fail_all(Failure(Cause.DRAINING, "the engine was stopped"))
-        self._batches.put_nowait(None)
+        self._outbox.close()
 
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
@@ -267,8 +269,7 @@ class LlamaCppEngine:
             if output.finish is not None:
                 self._ledger.ended(entry.sid)
             outputs.append(output)
-        if outputs:
-            self._batches.put_nowait(StepBatch(tuple(outputs)))
+        self._outbox.put(outputs)
         self._note_idle()
 
     def _take_speeds(self, speeds: list[Any]) -> None:
@@ -276,9 +277,7 @@ class LlamaCppEngine:
         self._speeds_at = self._clock()
 
     def _fail_all(self, failure: Failure) -> None:
-        outputs = self._ledger.fail_all(failure)
-        if outputs:
-            self._batches.put_nowait(StepBatch(outputs))
+        self._outbox.put(self._ledger.fail_all(failure))
         self._note_idle()
 
     def _note_idle(self) -> None:
