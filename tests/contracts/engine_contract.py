@@ -74,7 +74,7 @@ class Recorder:
     async def until_load(self, predicate: Callable[[], bool]) -> None:
         """Waits until the load, which is not notified, makes `predicate` true."""
         async with asyncio.timeout(self._timeout_s):
-            while not predicate():  # noqa: ASYNC110 - the seam has no event for its load
+            while not predicate():
                 await asyncio.sleep(0.005)
 
     async def finish(self, key: AttemptKey) -> Finish:
