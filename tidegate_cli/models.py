@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate_cli.stack.configs import ModelFiles
 from tidegate_cli.stack.process import ChildFailed, python_module
 
-QUANTIZATIONS = {"edge": "Q4_0", "cloud": "Q8_0"}
+Say = Callable[[str], None]
+
+EDGE, CLOUD = "Q4_0", "Q8_0"
+# What a finished file's line of the preparing program has, and no other.
+_RESULT = " MB, perplexity "
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +33,8 @@ def facts(path: Path) -> ModelFacts:
     return ModelFacts(entry["quantization"], entry["bytes"] / 1e6, entry.get("perplexity"))
 
 
-async def prepared_models() -> ModelFiles:
-    """Makes what is missing, with its progress on our stdout. Raises ChildFailed."""
+async def prepared_models(say: Say) -> ModelFiles:
+    """Makes what is missing and tells of its progress. Raises ChildFailed."""
     # Imported here: a CLI that only lists nodes needs no engine code.
     from serving.engines.base import EngineUnavailable
     from serving.engines.llama_cpp.bundled import bundled_model, default_models_dir
@@ -37,17 +42,42 @@ async def prepared_models() -> ModelFiles:
     try:
         source = bundled_model()
     except EngineUnavailable as error:
-        raise ChildFailed(str(error)) from error
-    wanted = ",".join(QUANTIZATIONS.values())
+        raise ChildFailed(f"{error}; `make demo` installs it") from error
+    folder = default_models_dir()
     command = python_module(
-        "serving.engines.llama_cpp.prepare", str(source), "--to", wanted, "--out", str(default_models_dir())
+        "serving.engines.llama_cpp.prepare", str(source), "--to", f"{EDGE},{CLOUD}", "--out", str(folder)
     )
+    results = [line for line in await _run(command, say) if _RESULT in line]
+    names = [line.partition(": ")[0] for line in results]
+    if len(names) != 2:
+        raise ChildFailed(f"preparing the models in {folder} did not say which files it made")
+    return ModelFiles(edge=folder / names[0], cloud=folder / names[1])
+
+
+async def _run(command: list[str], say: Say) -> list[str]:
+    """The lines it wrote; those that tell of progress are passed on as they come."""
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
-    _, errors = await process.communicate()
-    if process.returncode:
-        lines = errors.decode(errors="replace").strip().splitlines()
-        raise ChildFailed(f"preparing the models failed: {lines[-1] if lines else process.returncode}")
-    found = {path.name.split(".")[-2]: path for path in default_models_dir().glob("SmolLM2-*.gguf")}
-    return ModelFiles(edge=found[QUANTIZATIONS["edge"]], cloud=found[QUANTIZATIONS["cloud"]])
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        errors = asyncio.create_task(process.stderr.read())
+        lines = []
+        async for raw in process.stdout:
+            lines.append(raw.decode(errors="replace").rstrip())
+            if _RESULT not in lines[-1]:
+                say(f"  {lines[-1]}")
+        told = (await errors).decode(errors="replace").strip().splitlines()
+        if await process.wait():
+            raise ChildFailed(f"preparing the models failed: {told[-1] if told else process.returncode}")
+        return lines
+    finally:
+        if process.returncode is None:
+            # It ends its own helpers, and half-made files with them.
+            process.terminate()
+            await process.wait()

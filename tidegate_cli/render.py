@@ -4,24 +4,61 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns as wide as their widest cell; numbers right-aligned."""
-    widths = [max(len(str(r[i])) for r in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(str(h).ljust(w) for h, w in zip(header, widths, strict=True)).rstrip()]
-    lines.append("  ".join("-" * w for w in widths))
-    for row in rows:
-        cells = [c.rjust(w) if _numeric(c) else c.ljust(w) for c, w in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+GAP = "  "
+# Where output is no terminal: wide enough for reasons, narrow enough for a log.
+UNKNOWN_WIDTH = 160
+# The last column is never narrower, however narrow the terminal.
+LEAST_TEXT = 30
 
 
-def _numeric(cell: str) -> bool:
-    return bool(cell) and cell[0].isdigit() and any(c.isdigit() for c in cell) and " to " not in cell
+def terminal_width() -> int:
+    return shutil.get_terminal_size((UNKNOWN_WIDTH, 0)).columns if sys.stdout.isatty() else UNKNOWN_WIDTH
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Columns as wide as their widest cell, numbers right-aligned.
+
+    With `width` the last column is shortened so that a line fits, between words where there are any.
+    """
+    if width is not None and len(header) > 1:
+        others = sum(max(len(row[i]) for row in (header, *rows)) + len(GAP) for i in range(len(header) - 1))
+        room = max(LEAST_TEXT, width - others)
+        rows = [(*row[:-1], shortened(row[-1], room)) for row in rows]
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    right = [_is_numeric([row[i] for row in rows]) for i in range(len(header))]
+    lines = [header, ["-" * each for each in widths], *rows]
+    return "\n".join(
+        GAP.join(
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def shortened(text: str, room: int) -> str:
+    """At most `room` characters; what is cut ends between two words, with an ellipsis."""
+    if len(text) <= room:
+        return text
+    cut = text[: room - 1]
+    at_word = cut.rpartition(" ")[0].rstrip(" ,;:(")
+    # Half a line of air would say less than half a word.
+    return (at_word if len(at_word) > room // 2 else cut) + "…"
+
+
+def _is_numeric(cells: Sequence[str]) -> bool:
+    """Numbers with or without a unit; a dash stands for none."""
+    told = [cell for cell in cells if cell not in ("", "-")]
+    return bool(told) and all(_is_number(cell.split(" ")[0]) and cell.count(" ") <= 1 for cell in told)
+
+
+def _is_number(word: str) -> bool:
+    return word.replace(".", "", 1).lstrip("-").isdigit()
 
 
 def ms(value: float | None) -> str:

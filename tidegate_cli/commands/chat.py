@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import signal
 import sys
 import uuid
 
@@ -31,17 +31,18 @@ class ChatCommand:
             print("Type a message; an empty line or Ctrl-D ends.")
         async with connect.client(args) as client:
             while True:
-                line = await asyncio.to_thread(_read_line, interactive)
-                if not line:
+                # Blocks the loop: between two turns nothing else is to be done.
+                line = _read_line(interactive)
+                if line is None:
                     return 0
                 messages.append(tidegate.Message(tidegate.Role.USER, line))
                 try:
                     answer = await self._turn(client, messages, session, args)
                 except tidegate.TidegateError as error:
                     messages.pop()
-                    print(f"[{type(error).__name__}: {error}]", flush=True)
                     if not interactive:
-                        return 1
+                        raise
+                    print(f"[{type(error).__name__}: {connect.told(error, args)}]", flush=True)
                     continue
                 messages.append(tidegate.Message(tidegate.Role.ASSISTANT, answer))
 
@@ -72,11 +73,22 @@ class ChatCommand:
         return completion.text
 
 
-def _read_line(interactive: bool) -> str:
+def _read_line(interactive: bool) -> str | None:
+    """The next message; None at the end: Ctrl-D, Ctrl-C, or an empty line where somebody types."""
+    # The loop's own handler would only take note of Ctrl-C while input() goes on waiting.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return input("you> " if interactive else "").strip()
+        while not (line := input("you> " if interactive else "").strip()):
+            if interactive:
+                return None
+        return line
     except EOFError:
-        return ""
+        return None
+    except KeyboardInterrupt:
+        print()
+        return None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _facts(completion: tidegate.Completion) -> str:

@@ -11,22 +11,56 @@ import tidegate
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gateway",
-        default=os.environ.get("TIDEGATE_ADDRESS", "localhost:50051"),
+        type=_addresses,
+        default=os.environ.get("TIDEGATE_ADDRESS") or "localhost:50051",
         help="gateway address, several separated by commas (TIDEGATE_ADDRESS; default localhost:50051)",
     )
-    parser.add_argument("--api-key-env", default="TIDEGATE_API_KEY", help="variable that holds the API key")
+    parser.add_argument(
+        "--api-key-env",
+        default="TIDEGATE_API_KEY",
+        metavar="NAME",
+        help="environment variable that holds the API key (default TIDEGATE_API_KEY)",
+    )
     parser.add_argument("--ca", help="CA in PEM that signed the gateway's certificate; switches TLS on")
+
+
+def _addresses(text: str) -> list[str]:
+    addresses = [word.strip() for word in text.split(",") if word.strip()]
+    for address in addresses:
+        port = address.rpartition(":")[2]
+        if not address.startswith(("unix:", "dns:")) and not (
+            ":" in address and port.isdigit() and 0 < int(port) < 65536
+        ):
+            raise argparse.ArgumentTypeError(f"{address!r} is not host:port")
+    if not addresses:
+        raise argparse.ArgumentTypeError("an address like localhost:50051 is needed")
+    return addresses
 
 
 def client(args: argparse.Namespace) -> tidegate.Client:
     """Raises TidegateError for settings that cannot be used."""
-    addresses = [a for a in args.gateway.split(",") if a]
-    return tidegate.Client(
-        addresses,
-        api_key=os.environ.get(args.api_key_env) or None,
-        tls=tidegate.TlsConfig.from_files(ca=args.ca) if args.ca else None,
-        deadline_s=None,
-    )
+    try:
+        return tidegate.Client(
+            args.gateway,
+            api_key=os.environ.get(args.api_key_env) or None,
+            tls=tidegate.TlsConfig.from_files(ca=args.ca) if args.ca else None,
+        )
+    except OSError as error:
+        raise tidegate.TidegateError(f"cannot read {args.ca}: {error.strerror}") from error
+    except ValueError as error:
+        raise tidegate.TidegateError(f"the connection's settings cannot be used: {error}") from error
+
+
+def told(error: Exception, args: argparse.Namespace) -> str:
+    """One line for a person; where no gateway was reached, also what to do."""
+    text = " ".join(str(error).split())
+    # A gateway that refuses names a reason of its own; without one, nobody answered.
+    if isinstance(error, tidegate.Unavailable) and error.reason == "UNAVAILABLE" and hasattr(args, "gateway"):
+        return (
+            f"no gateway answers at {', '.join(args.gateway)}: start one with `tidegate up`, or name another "
+            f"with --gateway ({text})"
+        )
+    return text
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import tidegate
 from tidegate_cli.commands.up import add_stack_arguments, stack_options
-from tidegate_cli.demo.burst import burst_act
-from tidegate_cli.demo.failures import kill_act, offline_act, restricted_act
+from tidegate_cli.demo import burst, failures, routes
 from tidegate_cli.demo.prompts import load_prompts
-from tidegate_cli.demo.report import Act, Say
-from tidegate_cli.demo.routes import RoutesAct
+from tidegate_cli.demo.report import Act, Say, Stage
 from tidegate_cli.models import facts
-from tidegate_cli.render import as_json
-from tidegate_cli.stack import FleetOptions, LocalFleet
+from tidegate_cli.render import as_json, terminal_width
+from tidegate_cli.stack import ChildFailed, FleetOptions, LocalFleet
 
-ACTS = "abcde"
+ACTS: dict[str, tuple[Callable[[], Act], Callable[[Stage, Act], Awaitable[None]]]] = {
+    "a": (routes.new_act, routes.play_routes),
+    "b": (burst.new_act, burst.play_burst),
+    "c": (failures.kill_act, failures.play_kill),
+    "d": (failures.restricted_act, failures.play_restricted),
+    "e": (failures.offline_act, failures.play_offline),
+}
+ALL = "".join(ACTS)
 
 
 class DemoCommand:
@@ -28,66 +34,60 @@ class DemoCommand:
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         add_stack_arguments(parser)
         parser.add_argument("--prompts", type=Path, help="file with prompts, one a line, or JSON lines")
-        parser.add_argument("--acts", default=ACTS, help=f"which acts to play (default {ACTS})")
+        parser.add_argument(
+            "--acts", type=_acts, default=ALL, help=f"which acts to play, in this order (default {ALL})"
+        )
         parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
 
     async def run(self, args: argparse.Namespace) -> int:
         say: Say = _to_stderr if args.json else _to_stdout
-        prompts, left_out = load_prompts(args.prompts)
         started_s = time.monotonic()
-        options = await stack_options(args)
+        prompts = load_prompts(args.prompts)
+        options = await stack_options(args, say)
         _introduce(options, say)
-        if left_out:
-            say(f"{left_out} prompts left out: too long for the demo models' context")
+        if prompts.shortened:
+            say(f"{prompts.shortened} prompts cut to their beginning: too long for the models' context")
         fleet = LocalFleet(options, lambda line: say(f"  {line}"))
         acts: list[Act] = []
+        broken = True
         try:
             await fleet.start()
-            say("")
-            await _play(fleet, prompts, args.acts, acts, say)
+            broken = await _play(Stage(fleet, prompts.texts, say), args.acts, acts)
         finally:
-            await fleet.stop()
-        behaved = bool(acts) and all(act.behaved for act in acts)
-        took_s = time.monotonic() - started_s
-        if args.json:
-            print(
-                as_json({"behaved": behaved, "seconds": round(took_s, 1), "acts": [_facts(a) for a in acts]})
-            )
-        failed = [act.key for act in acts if not act.behaved]
-        say(f"{'all acts behaved' if behaved else 'did NOT behave: ' + ', '.join(failed)} ({took_s:.0f} s)")
-        return 0 if behaved else 1
+            await fleet.stop(keep_logs=broken)
+        return _conclude(acts, args.acts, time.monotonic() - started_s, args.json, say)
 
 
-async def _play(fleet: LocalFleet, prompts: list[str], which: str, acts: list[Act], say: Say) -> None:
-    """Act by act; each is shown as soon as it is over."""
-
-    def done(act: Act) -> None:
-        say(act.title)
-        act.show(say)
+async def _play(stage: Stage, which: str, acts: list[Act]) -> bool:
+    """Act by act, each shown as soon as it is over. True: one could not be played to its end."""
+    for key in which:
+        new, play = ACTS[key]
+        act = new()
         acts.append(act)
+        stage.say(f"\n{act.title}")
+        started_s = time.monotonic()
+        problem = ""
+        try:
+            await play(stage, act)
+        except (ChildFailed, tidegate.TidegateError) as error:
+            problem = str(error)
+            act.check(f"played to its end: {problem}", False)
+        act.seconds = time.monotonic() - started_s
+        act.show(stage.say, terminal_width())
+        if problem:
+            stage.say(f"logs: {stage.fleet.folder}")
+            return True
+    return False
 
-    if "a" in which:
-        async with tidegate.Client(fleet.address) as client:
-            done(await RoutesAct(client, prompts).run())
-    if "b" in which:
-        done(await burst_act(fleet, prompts, await _level(fleet, prompts)))
-    if "c" in which:
-        done(await kill_act(fleet, prompts))
-    if "d" in which:
-        done(await restricted_act(fleet, prompts))
-    if "e" in which:
-        done(await offline_act(fleet, prompts))
 
-
-async def _level(fleet: LocalFleet, prompts: list[str]) -> float:
-    """A quality level between the tiers for the typical prompt: the median of the midpoints."""
-    levels = []
-    async with tidegate.Client(fleet.address) as client:
-        for prompt in prompts[:32]:
-            candidates = (await client.explain(prompt)).explanation.candidates
-            goods = [c.route.p_good for c in candidates]
-            levels.append((min(goods) + max(goods)) / 2)
-    return sorted(levels)[len(levels) // 2]
+def _conclude(acts: list[Act], which: str, took_s: float, json: bool, say: Say) -> int:
+    behaved = len(acts) == len(which) and all(act.behaved for act in acts)
+    if json:
+        result = {"behaved": behaved, "seconds": round(took_s, 1), "acts": [act.facts() for act in acts]}
+        print(as_json(result))
+    failed = [act.key for act in acts if not act.behaved]
+    say(f"\n{'all acts behaved' if behaved else 'did NOT behave: ' + ', '.join(failed)} ({took_s:.0f} s)")
+    return 0 if behaved else 1
 
 
 def _introduce(options: FleetOptions, say: Say) -> None:
@@ -107,14 +107,10 @@ def _introduce(options: FleetOptions, say: Say) -> None:
     say("P(good) is a stand-in from difficulty and perplexity rank, not a measured quality.\n")
 
 
-def _facts(act: Act) -> dict[str, object]:
-    return {
-        "act": act.key,
-        "title": act.title,
-        "behaved": act.behaved,
-        "rows": [dict(zip(act.header, row, strict=False)) for row in act.rows],
-        "checks": [{"claim": claim, "holds": holds} for claim, holds in act.checks],
-    }
+def _acts(text: str) -> str:
+    if not text or set(text) - set(ALL):
+        raise argparse.ArgumentTypeError(f"must be letters of {ALL}")
+    return text
 
 
 def _to_stdout(line: str) -> None:

@@ -8,10 +8,12 @@ import signal
 
 import tidegate
 from tidegate_cli.commands.fleet import NODE_HEADER, node_rows
-from tidegate_cli.models import prepared_models
+from tidegate_cli.models import Say, prepared_models
 from tidegate_cli.render import table
 from tidegate_cli.stack import ChildFailed, FleetOptions, LocalFleet
 from tidegate_cli.stack.ports import StackPorts, free_ports
+
+WATCH_S = 0.5
 
 
 def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +26,9 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def stack_options(args: argparse.Namespace) -> FleetOptions:
+async def stack_options(args: argparse.Namespace, say: Say) -> FleetOptions:
     """Prepares the models where the engine needs them. Raises ChildFailed."""
-    models = await prepared_models() if args.engine == "llama_cpp" else None
+    models = await prepared_models(say) if args.engine == "llama_cpp" else None
     ports = free_ports() if args.free_ports else StackPorts()
     return FleetOptions(ports=ports, engine=args.engine, models=models)
 
@@ -41,35 +43,54 @@ class UpCommand:
     async def run(self, args: argparse.Namespace) -> int:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # The ordinary ways to end it: no failure, unlike for other commands.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, stop.set)
-        fleet = LocalFleet(await stack_options(args), lambda line: print(f"  {line}", flush=True))
+        serving = asyncio.create_task(_serve(args))
         stopping = asyncio.create_task(stop.wait())
-        starting = asyncio.create_task(fleet.start())
         try:
-            print("starting", flush=True)
-            await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                return 0
-            starting.result()
-            await self._show(fleet)
-            while not stop.is_set():
-                if dead := fleet.dead():
-                    raise ChildFailed(f"{dead[0]} ended: {fleet.children[dead[0]].last_line()}")
-                await asyncio.wait({stopping}, timeout=0.5)
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
             return 0
         finally:
-            for task in (starting, stopping):
+            for task in (serving, stopping):
                 task.cancel()
-            await asyncio.gather(starting, stopping, return_exceptions=True)
-            print("stopping", flush=True)
-            await fleet.stop()
+            await asyncio.gather(serving, stopping, return_exceptions=True)
 
-    async def _show(self, fleet: LocalFleet) -> None:
-        async with tidegate.Client(fleet.address) as client:
-            nodes = await client.nodes(deadline_s=5.0)
-        ports = fleet.options.ports
-        print(table(NODE_HEADER, node_rows(nodes)))
-        print(f"up: gRPC 127.0.0.1:{ports.grpc}, OpenAI base URL http://127.0.0.1:{ports.http}/v1")
-        print(f"logs: {fleet.folder}")
-        print(f"try: tidegate chat --gateway 127.0.0.1:{ports.grpc}   (Ctrl-C here ends all)", flush=True)
+
+async def _serve(args: argparse.Namespace) -> None:
+    """Until cancelled. Raises ChildFailed when something does not come up or goes away."""
+    options = await stack_options(args, _say)
+    fleet = LocalFleet(options, _say)
+    failed = False
+    try:
+        _say("starting")
+        await fleet.start()
+        await _show(fleet)
+        while not (dead := fleet.dead()):
+            await asyncio.sleep(WATCH_S)
+        raise ChildFailed(f"{dead[0]} ended: {fleet.children[dead[0]].last_line()}")
+    except (ChildFailed, tidegate.TidegateError):
+        failed = bool(fleet.children)
+        raise
+    finally:
+        _say("stopping")
+        await fleet.stop(keep_logs=failed)
+        if failed:
+            _say(f"logs: {fleet.folder}")
+
+
+async def _show(fleet: LocalFleet) -> None:
+    async with tidegate.Client(fleet.address) as client:
+        nodes = await client.nodes(deadline_s=5.0)
+    ports = fleet.options.ports
+    _say(table(NODE_HEADER, node_rows(nodes)))
+    _say(f"up: gRPC {fleet.address}, OpenAI base URL http://127.0.0.1:{ports.http}/v1")
+    _say(f"devices' own OpenAI APIs: http://127.0.0.1:{ports.edge_a}/v1, http://127.0.0.1:{ports.edge_b}/v1")
+    _say(f"logs: {fleet.folder}")
+    _say(f"try: tidegate chat --gateway {fleet.address}   (Ctrl-C here ends all)")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

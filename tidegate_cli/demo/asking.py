@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,20 @@ class Asked:
         route = self.completion.route if self.completion else None
         return route.tier.value if route else ""
 
+    @property
+    def p_good(self) -> float:
+        """0 where there is no answer."""
+        route = self.completion.route if self.completion else None
+        return route.p_good if route else 0.0
 
-async def ask(client: tidegate.Client, prompt: Any, **options: Any) -> Asked:
-    """Never raises for what the gateway answers: errors are outcomes here."""
+
+async def ask(
+    client: tidegate.Client, prompt: Any, on_first: Callable[[str], None] = lambda node: None, **options: Any
+) -> Asked:
+    """Never raises for what the gateway answers: errors are outcomes here.
+
+    `on_first` is told the node's name when the first token is there.
+    """
     started_s = time.monotonic()
     ttft_ms: float | None = None
     tokens = 0
@@ -40,6 +52,7 @@ async def ask(client: tidegate.Client, prompt: Any, **options: Any) -> Asked:
             async for chunk in stream:
                 if ttft_ms is None:
                     ttft_ms = (time.monotonic() - started_s) * 1000
+                    on_first(_node(stream))
                 tokens += chunk.count
             return Asked(stream.completion(), None, ttft_ms, tokens, _node(stream))
     except tidegate.TidegateError as error:

@@ -10,37 +10,40 @@ from typing import Any
 
 import tidegate
 from tidegate_cli.demo.asking import Asked, ask
-from tidegate_cli.demo.report import Act
+from tidegate_cli.demo.report import Act, Stage
 from tidegate_cli.render import ms
 from tidegate_cli.stack import LocalFleet
-from tidegate_cli.stack.fleet import CLOUD, EDGES
+from tidegate_cli.stack.fleet import CLOUD, EDGES, ONCE, together
 
 WHOLE_AGAIN_S = 5.0
 VICTIM = "edge-a"
+# More than the slots of both edge nodes, so that some wait on each of them.
+ASKED_AT_ONCE = 12
+MAX_TOKENS = 64
+FIRST_TOKEN_S = 30.0
+ANSWER_S = 60.0
+# A moment for more than one to be running.
+BEFORE_THE_KILL_S = 0.3
+SHOWN_IN_AUDIT = ("data_class", "decision", "node", "tier")
 
 
-async def kill_act(fleet: LocalFleet, prompts: list[str]) -> Act:
-    """`kill -9` of an edge daemon with requests queued and running."""
-    act = Act(
-        "kill", f"c. kill -9 of {VICTIM} with requests running and queued", ("requests", "count", "outcome")
-    )
-    async with tidegate.Client(fleet.address, retry=tidegate.RetryPolicy(attempts=1)) as client:
-        # More than both edges' slots, so that some wait on each of them.
-        asking = [
-            asyncio.create_task(
-                ask(
-                    client,
-                    prompts[i % len(prompts)],
-                    placement=tidegate.Placement.EDGE,
-                    max_tokens=200,
-                    deadline_s=60.0,
-                )
-            )
-            for i in range(16)
-        ]
-        await _until_busy(client)
-        fleet.children[VICTIM].kill()
+def kill_act() -> Act:
+    title = f"c. kill -9 of {VICTIM} with requests running and queued"
+    return Act("kill", title, ("requests", "count", "outcome"))
+
+
+async def play_kill(stage: Stage, act: Act) -> None:
+    async with tidegate.Client(stage.fleet.address, retry=ONCE) as client:
+        asking, running = _ask_many(client, stage)
+        try:
+            await asyncio.wait_for(running.wait(), FIRST_TOKEN_S)
+        except TimeoutError:
+            stage.say(f"  {VICTIM} gave no token in {FIRST_TOKEN_S:.0f} s")
+        await asyncio.sleep(BEFORE_THE_KILL_S)
+        stage.fleet.children[VICTIM].kill()
+        back = asyncio.create_task(_bring_back(stage.fleet))
         asked = await asyncio.gather(*asking)
+        back_s = await back
     retried = [a for a in asked if a.completion is not None and a.completion.attempts > 1]
     undisturbed = [a for a in asked if a.completion is not None and a.completion.attempts == 1]
     broken = [a for a in asked if a.error is not None and a.tokens > 0]
@@ -54,19 +57,35 @@ async def kill_act(fleet: LocalFleet, prompts: list[str]) -> Act:
         "running ones ended with an error that names the cause",
         bool(broken) and all(a.error is not None and a.error.reason == "NODE_LOST" for a in broken),
     )
-    await fleet.start_edge(VICTIM)
-    back_s = await fleet.wait_whole()
     act.check(f"its return was noticed {back_s:.1f} s after it was ready", back_s <= WHOLE_AGAIN_S)
-    return act
 
 
-async def _until_busy(client: tidegate.Client) -> None:
-    """Until the victim runs some and holds more in its queue."""
-    for _ in range(100):
-        for node in await client.nodes():
-            if node.name == VICTIM and node.running > 0 and node.queued > 0:
-                return
-        await asyncio.sleep(0.05)
+def _ask_many(client: tidegate.Client, stage: Stage) -> tuple[list[asyncio.Task[Asked]], asyncio.Event]:
+    """The requests, and an event for the first token of the victim."""
+    running = asyncio.Event()
+
+    def on_first(node: str) -> None:
+        if node == VICTIM:
+            running.set()
+
+    def one(index: int) -> asyncio.Task[Asked]:
+        coming = ask(
+            client,
+            stage.prompt(index),
+            on_first,
+            placement=tidegate.Placement.EDGE,
+            max_tokens=MAX_TOKENS,
+            deadline_s=ANSWER_S,
+        )
+        return asyncio.create_task(coming)
+
+    return [one(i) for i in range(ASKED_AT_ONCE)], running
+
+
+async def _bring_back(fleet: LocalFleet) -> float:
+    """Seconds from the daemon's readiness to the gateway having it ready."""
+    await fleet.start_edge(VICTIM)
+    return await fleet.wait_whole()
 
 
 def _causes(asked: list[Asked]) -> str:
@@ -74,17 +93,20 @@ def _causes(asked: list[Asked]) -> str:
     return ("error " + ", ".join(reasons)) if reasons else "-"
 
 
-async def restricted_act(fleet: LocalFleet, prompts: list[str]) -> Act:
-    """Restricted data with every edge killed: refused, and never sent to the cloud."""
-    act = Act(
-        "restricted", "d. Restricted data while every edge node is dead", ("request", "outcome", "reason")
-    )
+def restricted_act() -> Act:
+    title = "d. Restricted data while every edge node is dead"
+    return Act("restricted", title, ("request", "outcome", "reason"))
+
+
+async def play_restricted(stage: Stage, act: Act) -> None:
+    """Refused, and never sent to the cloud."""
+    fleet = stage.fleet
     for name in EDGES:
         fleet.children[name].kill()
     await fleet.wait_ready_nodes({CLOUD}, 10.0)
-    async with tidegate.Client(fleet.address, retry=tidegate.RetryPolicy(attempts=1)) as client:
-        asked = [await ask(client, p, data_class="restricted", max_tokens=8) for p in prompts[:3]]
-        free = await ask(client, prompts[0], max_tokens=8)
+    async with tidegate.Client(fleet.address, retry=ONCE) as client:
+        asked = [await ask(client, stage.prompt(i), data_class="restricted", max_tokens=8) for i in range(3)]
+        free = await ask(client, stage.prompt(0), max_tokens=8)
     for a in asked:
         act.row("restricted", "answered" if a.completion else "refused", a.error.reason if a.error else "-")
     act.row("without a class", f"answered by {free.node}" if free.completion else "refused", "-")
@@ -94,15 +116,14 @@ async def restricted_act(fleet: LocalFleet, prompts: list[str]) -> Act:
         if line.get("data_class") == "restricted" and "decision" in line
     ]
     if audit:
-        shown = {k: audit[-1][k] for k in ("data_class", "decision", "node", "tier") if k in audit[-1]}
-        act.row("audit line", json.dumps(shown), "")
+        shown = {k: audit[-1][k] for k in SHOWN_IN_AUDIT if k in audit[-1]}
+        act.row("audit line", json.dumps(shown), "-")
     act.check("refused while the cloud node was there", all(a.completion is None for a in asked))
     act.check("the cloud node itself was well", free.completion is not None)
     sent = [line for line in audit if line.get("tier") == "cloud"]
     act.check(f"{len(audit)} audited decisions, none to the cloud", bool(audit) and not sent)
-    await asyncio.gather(*(fleet.start_edge(name) for name in EDGES))
+    await together(*(fleet.start_edge(name) for name in EDGES))
     await fleet.wait_whole()
-    return act
 
 
 def _log_lines(fleet: LocalFleet, name: str) -> list[dict[str, Any]]:
@@ -117,28 +138,32 @@ def _log_lines(fleet: LocalFleet, name: str) -> list[dict[str, Any]]:
     return lines
 
 
-async def offline_act(fleet: LocalFleet, prompts: list[str]) -> Act:
-    """Gateway and Redis gone: the device serves; both back: the fleet is whole within 5 s."""
-    act = Act("offline", "e. Gateway and Redis stopped", ("what", "outcome"))
+def offline_act() -> Act:
+    return Act("offline", "e. Gateway and Redis stopped", ("what", "outcome"))
+
+
+async def play_offline(stage: Stage, act: Act) -> None:
+    """The device serves by itself; both back: the fleet is whole within 5 s."""
+    fleet = stage.fleet
     for name in ("gateway", "redis"):
         fleet.children[name].kill()
     port = fleet.options.ports.edge_a
-    text = await asyncio.to_thread(_ask_device, port, prompts[0])
+    text = await asyncio.to_thread(_ask_device, port, stage.prompt(0))
     act.row(f"the device's own API on port {port}", "answered" if text else "no answer")
     act.check("the device still answers by itself", bool(text))
-    await asyncio.gather(fleet.start_redis(), fleet.start_gateway("tidegate"))
+    await together(fleet.start_redis(), fleet.start_gateway("tidegate"))
     whole_s = await fleet.wait_whole()
     act.row("gateway and Redis back", f"all nodes ready after {whole_s:.1f} s")
-    act.check("the fleet is whole within 5 s", whole_s <= WHOLE_AGAIN_S)
+    act.check(f"the fleet is whole within {WHOLE_AGAIN_S:.0f} s", whole_s <= WHOLE_AGAIN_S)
     async with tidegate.Client(fleet.address) as client:
-        asked = await ask(client, prompts[0], max_tokens=8)
-    act.row("a request through the gateway", f"answered by {asked.node}, TTFT {ms(asked.ttft_ms)}")
+        asked = await ask(client, stage.prompt(0), max_tokens=8)
+    outcome = f"answered by {asked.node}, TTFT {ms(asked.ttft_ms)}" if asked.completion else str(asked.error)
+    act.row("a request through the gateway", outcome)
     act.check("and requests are answered again", asked.completion is not None)
-    return act
 
 
-def _ask_device(port: int, prompt: str) -> str:
-    """One chat completion over plain HTTP, as any OpenAI client would."""
+def _ask_device(port: int, prompt: str) -> bool:
+    """One chat completion over plain HTTP, as any OpenAI client would: was it answered?"""
     body = json.dumps({"model": "auto", "max_tokens": 8, "messages": [{"role": "user", "content": prompt}]})
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions",
@@ -148,6 +173,6 @@ def _ask_device(port: int, prompt: str) -> str:
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
             answer = json.load(response)
-    except (urllib.error.URLError, TimeoutError, json.JSONDecodeError):
-        return ""
-    return str(answer["choices"][0]["message"]["content"])
+    except (OSError, ValueError):
+        return False
+    return int(answer["usage"]["completion_tokens"]) > 0

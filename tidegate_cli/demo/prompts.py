@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate_cli.stack.process import ChildFailed
 
 OWN = Path(__file__).with_name("prompts.txt")
-# Longest prompt that surely fits the demo models' context of 2,048 tokens beside an answer.
-MAX_CHARS = 3000
+# In the worst case every byte is a token: this surely fits a context of 2,048 beside template and answer.
+MAX_BYTES = 1600
 
 
-def load_prompts(path: Path | None) -> tuple[list[str], int]:
-    """The prompts and how many were left out for their length.
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """At least one; `shortened` counts those that were too long for the demo's models."""
 
-    One prompt a line, or JSON lines with a member "prompt". Raises ChildFailed when none is left.
+    texts: list[str]
+    shortened: int
+
+
+def load_prompts(path: Path | None) -> Prompts:
+    """One prompt a line, or JSON lines with a member "prompt"; empty ones do not count.
+
+    Raises ChildFailed in one line when there is none.
     """
     source = OWN if path is None else path
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ChildFailed(f"cannot read the prompts in {source}: {error}") from error
-    prompts = [_prompt(line) for line in lines if line.strip()]
-    kept = [p for p in prompts if 0 < len(p) <= MAX_CHARS]
-    if not kept:
-        raise ChildFailed(f"no usable prompt in {source}: one a line, at most {MAX_CHARS} characters each")
-    return kept, len(prompts) - len(kept)
+        lines = source.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ChildFailed(f"the prompts in {source} are not UTF-8 text") from None
+    except OSError as error:
+        raise ChildFailed(f"cannot read the prompts in {source}: {error.strerror}") from error
+    prompts = [text for line in lines if (text := _prompt(line.strip()))]
+    if not prompts:
+        raise ChildFailed(f'no prompt in {source}: one a line, or JSON lines with a member "prompt"')
+    texts = [fitted(text) for text in prompts]
+    return Prompts(texts, sum(a != b for a, b in zip(texts, prompts, strict=True)))
+
+
+def fitted(text: str, limit_bytes: int = MAX_BYTES) -> str:
+    """The beginning of the text in at most `limit_bytes` of UTF-8, whole characters."""
+    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore").strip()
 
 
 def _prompt(line: str) -> str:
-    if not line.lstrip().startswith("{"):
-        return line.strip()
+    if not line.startswith("{"):
+        return line
     try:
         value = json.loads(line)
-    except json.JSONDecodeError:
-        return line.strip()
-    return str(value["prompt"]).strip() if isinstance(value, dict) and "prompt" in value else line.strip()
+    except ValueError:
+        return line
+    return str(value["prompt"]).strip() if isinstance(value, dict) and "prompt" in value else line

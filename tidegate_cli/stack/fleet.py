@@ -81,11 +81,21 @@ class LocalFleet:
         self._say(f"Redis-protocol server on port {port}")
 
     async def start_gateway(self, policy: str) -> None:
+        await self._run_gateway(policy)
+        ports = self.options.ports
+        self._say(f"gateway: gRPC on port {ports.grpc}, OpenAI API on port {ports.http}, policy {policy}")
+
+    async def _run_gateway(self, policy: str) -> None:
         ports = self.options.ports
         config = configs.gateway(self.folder, ports, policy)
         child = self._spawn("gateway", python_module("gateway", "--config", str(config)))
         await child.wait_ready(lambda: _accepts(ports.grpc), READY_S)
-        self._say(f"gateway: gRPC on port {ports.grpc}, OpenAI API on port {ports.http}, policy {policy}")
+
+    async def restart_gateway(self, policy: str) -> None:
+        """With another policy; returns once it has every node ready again."""
+        await self.children["gateway"].stop(STOP_S)
+        await self._run_gateway(policy)
+        await self.wait_whole()
 
     def _start_delay(self) -> None:
         ports = self.options.ports
