@@ -13,21 +13,12 @@ import grpc
 
 from gateway.state import Fleet, OperatorTable, UnknownNode
 from gateway.telemetry import Metrics
+from gateway.transport.link_messages import encode_control, encode_data
 from gateway.upstream import LinkRegistry, NodeSession
-from gateway.upstream.commands import (
-    CacheResyncCommand,
-    CancelCommand,
-    ControlCommand,
-    CreditCommand,
-    DataCommand,
-    DrainCommand,
-    FenceCommand,
-    PingCommand,
-    WorkCommand,
-)
+from gateway.upstream.commands import CacheResyncCommand, PingCommand
 from tidegate.link import codec
 from tidegate.node.v1 import node_pb2, node_pb2_grpc
-from tidegate.routing.domain import AttemptKey, ServeError, Work
+from tidegate.routing.domain import ServeError
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +89,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         finally:
             del self._by_token[token]
             self._end(session, reason)
+        _say_why(context, reason)
 
     async def _register(self, context: Any) -> _Link:
         """Reads Register and takes the node in; ends the RPC when it may not join."""
@@ -205,11 +197,12 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         await context.write(node_pb2.DataResponse(opened=node_pb2.Opened()))
         link.has_data.set()
         try:
-            await _first_of(
+            reason = await _first_of(
                 self._read_data(context, session), _write_data(context, session), _closed(session)
             )
         finally:
             session.close("the node's data stream was lost")
+        _say_why(context, reason)
 
     async def _read_data(self, context: Any, session: NodeSession) -> str:
         while (message := await context.read()) is not grpc.aio.EOF:
@@ -243,6 +236,13 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
             session.close("this gateway is shutting down")
 
 
+def _say_why(context: Any, reason: str) -> None:
+    """The node's log shall say why its link was ended."""
+    if reason != ENDED:
+        context.set_code(grpc.StatusCode.UNAVAILABLE)
+        context.set_details(reason)
+
+
 async def _first_of(*steps: Any) -> str:
     """Runs the parts of a link; the first to end ends all. Returns why."""
     tasks = [asyncio.ensure_future(step) for step in steps]
@@ -264,40 +264,9 @@ async def _closed(session: NodeSession) -> str:
 
 async def _write_control(context: Any, session: NodeSession) -> str:
     while True:
-        await context.write(_encode_control(await session.next_control()))
+        await context.write(encode_control(await session.next_control()))
 
 
 async def _write_data(context: Any, session: NodeSession) -> str:
     while True:
-        await context.write(_encode_data(await session.next_data()))
-
-
-def _encode_control(command: ControlCommand) -> node_pb2.ControlResponse:
-    match command:
-        case CancelCommand(key):
-            return node_pb2.ControlResponse(cancel=node_pb2.Cancel(key=_key(key)))
-        case FenceCommand(key):
-            return node_pb2.ControlResponse(fence=node_pb2.Fence(key=_key(key)))
-        case PingCommand(nonce):
-            return node_pb2.ControlResponse(ping=node_pb2.Ping(nonce=nonce))
-        case DrainCommand():
-            return node_pb2.ControlResponse(drain=node_pb2.Drain())
-        case CacheResyncCommand():
-            return node_pb2.ControlResponse(cache_resync=node_pb2.CacheResync())
-
-
-def _encode_data(command: DataCommand) -> node_pb2.DataResponse:
-    if isinstance(command, WorkCommand):
-        return node_pb2.DataResponse(work=_work(command.work, command.first_fragment))
-    if isinstance(command, CreditCommand):
-        return node_pb2.DataResponse(credit=node_pb2.Credit(key=_key(command.key), chunks=command.chunks))
-    fragment = node_pb2.WorkFragment(key=_key(command.key), data=command.data)
-    return node_pb2.DataResponse(work_fragment=fragment)
-
-
-def _key(key: AttemptKey) -> node_pb2.AttemptKey:
-    return codec.key_to_pb(key)
-
-
-def _work(work: Work, first_fragment: bytes) -> node_pb2.Work:
-    return codec.work_to_pb(work, first_fragment)
+        await context.write(encode_data(await session.next_data()))
