@@ -76,6 +76,8 @@ class LinkClient:
             return str(error)
         except TimeoutError:
             return "the handshake took too long"
+        except asyncio.InvalidStateError:
+            return "the stream had ended"  # a write came after the peer's last word
         except asyncio.CancelledError:
             raise
         except Exception:
