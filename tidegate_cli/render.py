@@ -45,10 +45,9 @@ def shortened(text: str, room: int) -> str:
     """At most `room` characters; what is cut ends between two words, with an ellipsis."""
     if len(text) <= room:
         return text
-    cut = text[: room - 1]
-    at_word = cut.rpartition(" ")[0].rstrip(" ,;:(")
+    at_word = text[:room].rpartition(" ")[0].rstrip(" ,;:(")
     # Half a line of air would say less than half a word.
-    return (at_word if len(at_word) > room // 2 else cut) + "…"
+    return (at_word if len(at_word) > room // 2 else text[: room - 1]) + "…"
 
 
 def _is_numeric(cells: Sequence[str]) -> bool:
