@@ -70,7 +70,12 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tpot-ms", type=float, help="budget: milliseconds per token after it")
     parser.add_argument("--total-ms", type=float, help="budget: milliseconds in total")
     parser.add_argument("--min-p-good", type=float, help="least probability of a good answer, 0 to 1")
-    parser.add_argument("--placement", choices=[p.value for p in tidegate.Placement], default="any")
+    parser.add_argument(
+        "--placement",
+        choices=[p.value for p in tidegate.Placement],
+        default="any",
+        help="tier to answer (default any)",
+    )
     parser.add_argument("--data-class", default="", help="label that limits where the request may go")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer in tokens")
     parser.add_argument("--reject", action="store_true", help="refuse rather than miss the budget")
