@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from gateway.state import Fleet, OperatorTable, UnknownNode
 from gateway.telemetry import Metrics
@@ -93,14 +94,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
 
     async def _register(self, context: Any) -> _Link:
         """Reads Register and takes the node in; ends the RPC when it may not join."""
-        try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                first = await context.read()
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no Register came")
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "register":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Register")
-        register = first.register
+        register = (await _first_message(context, "register")).register
         if register.protocol_version < OLDEST_PROTOCOL:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -180,15 +174,9 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
     # --- data ---------------------------------------------------------------------------------------
 
     async def Data(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
-        try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                first = await context.read()
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came")
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
-        link = self._by_token.get(first.hello.link_token)
-        if link is None or link.session.node_id != first.hello.node_id:
+        hello = (await _first_message(context, "hello")).hello
+        link = self._by_token.get(hello.link_token)
+        if link is None or link.session.node_id != hello.node_id:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown link token")
         assert link is not None
         if link.has_data.is_set():
@@ -234,6 +222,20 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         self.draining = True
         for session in self._registry.sessions():
             session.close("this gateway is shutting down")
+
+
+async def _first_message(context: Any, kind: str) -> Any:
+    """What a stream begins with; ends the RPC when it does not come or is something else."""
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            first = await context.read()
+    except TimeoutError:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no {kind} came")
+    except (DecodeError, UnicodeDecodeError, ValueError):
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not valid protobuf")
+    if first is grpc.aio.EOF or first.WhichOneof("message") != kind:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the first message must be {kind}")
+    return first
 
 
 def _say_why(context: Any, reason: str) -> None:

@@ -99,7 +99,7 @@ async def test_an_older_link_of_a_node_is_refused(rig: Rig, link_epoch: int) -> 
         (
             {"pong": node_pb2.Pong(nonce=1)},
             grpc.StatusCode.INVALID_ARGUMENT,
-            "first message must be Register",
+            "first message must be register",
         ),
         ({"register": node_pb2.Register()}, grpc.StatusCode.FAILED_PRECONDITION, "too old"),
         (

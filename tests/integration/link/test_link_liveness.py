@@ -139,8 +139,10 @@ async def test_bytes_that_are_no_message_end_that_link_only(rig: Rig) -> None:
         for method in ("Control", "Data"):
             call = node._channels[0].stream_stream(f"/tidegate.node.v1.NodeLinkService/{method}")()
             await call.write(b"\xff\xff\xff")
-            code, _ = await ending(call)
-            assert code is not grpc.StatusCode.OK
+            assert await ending(call) == (
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "the message is not valid protobuf",
+            )
         await node.join()
         await node.be_ready()
         await rig.until_health("raw", Health.READY)
