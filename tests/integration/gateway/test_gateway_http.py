@@ -81,19 +81,21 @@ async def test_refusals_have_openais_shape(
             assert answer.status == 200
 
 
+async def post(http: aiohttp.ClientSession, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    return await http.post("/v1/chat/completions", json=body)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_disconnects_frees_the_sequence(rig: Rig, stream: bool) -> None:
     node = await rig.add_node("n1", SLOW)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{rig.ports.http}") as http:
-        task = asyncio.create_task(
-            http.post("/v1/chat/completions", json=chat(stream=stream, max_tokens=1000)).__aenter__()
-        )
+        asked = asyncio.create_task(post(http, chat(stream=stream, max_tokens=1000)))
         await until(lambda: node.engine.load().running == 1)
         if stream:
-            await task
+            (await asked).close()
         else:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
     assert await until(lambda: node.idle) < 1.0
     await until(lambda: rig.app._admission.in_flight == 0)
 
