@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
+from statistics import median
 
 import tidegate
 from tidegate_cli.demo.asking import Asked, ask
@@ -16,14 +17,17 @@ from tidegate_cli.stack import LocalFleet
 OURS = "tidegate"
 BASELINES = ("round-robin", "always-edge", "always-cloud")
 BURST_S = 20.0
-RATE_PER_S = 2.5
-# Longer than any budget below allows, so that no request is cut that could still meet its own.
-TAIL_S = 12.0
 SEED = 20
+MAX_TOKENS = (8, 16, 32)
 # A difference that chance alone would make more often than this is no difference.
 CHANCE = 0.05
-LEVEL_PROMPTS = 32
-
+# Prompts looked at to fit the burst to them and to the machine.
+PROBES = 32
+RATE_PER_S = 2.5
+# Share of what the nodes could answer one after the other: enough for queues, not a flood.
+SHARE_OF_CAPACITY = 0.5
+# Times the prediction on an idle node: room for a short queue.
+MARGIN = 3.0
 SPEED = tidegate.Budget(ttft_ms=1000, tpot_ms=150)
 QUALITY = tidegate.Budget(ttft_ms=4000, tpot_ms=250)
 
@@ -70,33 +74,69 @@ class BurstResult:
         return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is asked in a burst. `level`: the P(good) that its patient third wants."""
+
+    level: float
+    rate_per_s: float = RATE_PER_S
+    speed: tidegate.Budget = SPEED
+    quality: tidegate.Budget = QUALITY
+
+    @property
+    def tail_s(self) -> float:
+        """A deadline that cuts no request which could still meet its budget."""
+        longest_ms = max(
+            (b.ttft_ms or 0.0) + (b.tpot_ms or 0.0) * max(MAX_TOKENS) for b in (self.speed, self.quality)
+        )
+        return longest_ms / 1000
+
+
+def fitted_shape(decisions: list[tidegate.Decision]) -> Shape:
+    """From what was predicted for typical prompts on the idle fleet: slow machines and long prompts get
+    fewer requests and longer budgets, fast ones the usual."""
+    candidates = [d.explanation.candidates for d in decisions if d.explanation.candidates]
+    if not candidates:
+        return Shape(level=0.0)
+    goods = [[c.route.p_good for c in each] for each in candidates]
+    capacity = [sum(1000 / max(1.0, c.route.predicted_total_ms) for c in each) for each in candidates]
+    fastest = median([min(c.route.predicted_ttft_ms for c in each) for each in candidates])
+    slowest = median([max(c.route.predicted_ttft_ms for c in each) for each in candidates])
+    return Shape(
+        # Between the tiers for the typical prompt.
+        level=median([(min(each) + max(each)) / 2 for each in goods]),
+        rate_per_s=min(RATE_PER_S, SHARE_OF_CAPACITY * median(capacity)),
+        speed=_at_least(SPEED, MARGIN * fastest),
+        quality=_at_least(QUALITY, MARGIN * slowest),
+    )
+
+
+def _at_least(budget: tidegate.Budget, ttft_ms: float) -> tidegate.Budget:
+    return replace(budget, ttft_ms=max(budget.ttft_ms or 0.0, ttft_ms))
+
+
 def plan_burst(
-    prompts: list[str],
-    level: float,
-    *,
-    seconds: float = BURST_S,
-    rate_per_s: float = RATE_PER_S,
-    seed: int = SEED,
+    prompts: list[str], shape: Shape, *, seconds: float = BURST_S, seed: int = SEED
 ) -> list[Arrival]:
-    """Poisson arrivals; two thirds want speed, one third asks for quality with a loose budget."""
+    """Poisson arrivals, at least one; two thirds want speed, one third quality with a loose budget."""
     rng = random.Random(seed)
-    arrivals = []
+    arrivals: list[Arrival] = []
     at_s = 0.0
-    while (at_s := at_s + rng.expovariate(rate_per_s)) < seconds:
+    while (at_s := at_s + rng.expovariate(shape.rate_per_s)) < seconds or not arrivals:
         wants_quality = rng.random() < 1 / 3
         arrivals.append(
             Arrival(
-                at_s=at_s,
+                at_s=min(at_s, seconds),
                 prompt=rng.choice(prompts),
-                budget=QUALITY if wants_quality else SPEED,
-                min_p_good=level if wants_quality else 0.0,
-                max_tokens=rng.choice((8, 16, 32)),
+                budget=shape.quality if wants_quality else shape.speed,
+                min_p_good=shape.level if wants_quality else 0.0,
+                max_tokens=rng.choice(MAX_TOKENS),
             )
         )
     return arrivals
 
 
-async def run_burst(fleet: LocalFleet, policy: str, arrivals: list[Arrival]) -> BurstResult:
+async def run_burst(fleet: LocalFleet, policy: str, arrivals: list[Arrival], tail_s: float) -> BurstResult:
     """Restarts the gateway with the policy and plays the burst in real time."""
     await fleet.restart_gateway(policy)
     async with tidegate.Client(fleet.address) as client:
@@ -112,7 +152,7 @@ async def run_burst(fleet: LocalFleet, policy: str, arrivals: list[Arrival]) -> 
                 min_p_good=arrival.min_p_good,
                 max_tokens=arrival.max_tokens,
                 temperature=0.0,
-                deadline_s=TAIL_S,
+                deadline_s=tail_s,
             )
 
         asked = await asyncio.gather(*(one(a) for a in arrivals))
@@ -147,13 +187,24 @@ def new_act() -> Act:
 
 
 async def play_burst(stage: Stage, act: Act) -> None:
-    arrivals = plan_burst(stage.prompts, await _level(stage))
+    shape = await _shape(stage)
+    arrivals = plan_burst(stage.prompts, shape)
+    stage.say(
+        f"  {len(arrivals)} requests; two thirds want TTFT within {ms(shape.speed.ttft_ms)}, the others "
+        f"P(good) of {shape.level:.2f} within {ms(shape.quality.ttft_ms)}"
+    )
     results = {}
     for policy in (*BASELINES, OURS):
-        stage.say(f"  {policy}: {len(arrivals)} requests in {BURST_S:.0f} s")
-        results[policy] = await run_burst(stage.fleet, policy, arrivals)
+        stage.say(f"  {policy} ...")
+        results[policy] = await run_burst(stage.fleet, policy, arrivals, shape.tail_s)
         act.row(*_cells(results[policy]))
     judge(act, results)
+
+
+async def _shape(stage: Stage) -> Shape:
+    async with tidegate.Client(stage.fleet.address) as client:
+        prompts = stage.prompts[:PROBES]
+        return fitted_shape([await client.explain(p, max_tokens=MAX_TOKENS[1]) for p in prompts])
 
 
 def judge(act: Act, results: dict[str, BurstResult]) -> None:
@@ -176,14 +227,3 @@ def _cells(r: BurstResult) -> tuple[str, ...]:
         ms(r.quantile_ms(0.95)),
         str(r.failed),
     )
-
-
-async def _level(stage: Stage) -> float:
-    """A quality level between the tiers for the typical prompt: the median of the midpoints."""
-    levels = []
-    async with tidegate.Client(stage.fleet.address) as client:
-        for prompt in stage.prompts[:LEVEL_PROMPTS]:
-            goods = [c.route.p_good for c in (await client.explain(prompt)).explanation.candidates]
-            if goods:
-                levels.append((min(goods) + max(goods)) / 2)
-    return sorted(levels)[len(levels) // 2] if levels else 0.0
