@@ -20,6 +20,9 @@ MAX_PAGES = 20
 class StoreSync:
     """Publishes linked nodes and new sessions, and learns what other replicas published.
 
+    `alone` says that no other replica can see the store: nodes told to it would come back to nobody, and a
+    thousand of them cost a tenth of a core.
+
     A store that is gone costs nothing but freshness: what is known is kept, what was not sent is kept for
     later, and the node table is rebuilt from the nodes' own links.
     """
@@ -33,6 +36,7 @@ class StoreSync:
         *,
         interval_s: float = 1.0,
         ttl_s: float = 6.0,
+        alone: bool = False,
         on_health: Callable[[bool], None] = lambda up: None,
     ) -> None:
         self._store = store
@@ -41,6 +45,7 @@ class StoreSync:
         self._replica_id = replica_id
         self._interval_s = interval_s
         self._ttl_s = ttl_s
+        self._alone = alone
         self._on_health = on_health
         self._cursor = ""
         self.up: bool | None = None
@@ -54,8 +59,9 @@ class StoreSync:
     async def once(self) -> None:
         """One round; an error is reported, not raised: the replica serves on without its store."""
         try:
-            await self._publish()
-            self._fleet.learn_remote(await self._store.read_nodes(), self._replica_id)
+            if not self._alone:
+                await self._share_nodes()
+            await self._share_sessions()
             await self._learn_sessions()
         except StoreError as error:
             self._report(False, str(error))
@@ -65,9 +71,12 @@ class StoreSync:
         else:
             self._report(True, "")
 
-    async def _publish(self) -> None:
+    async def _share_nodes(self) -> None:
         records = [NodeRecord(self._replica_id, state) for state in self._fleet.linked()]
         await self._store.publish_nodes(self._replica_id, records, self._ttl_s)
+        self._fleet.learn_remote(await self._store.read_nodes(), self._replica_id)
+
+    async def _share_sessions(self) -> None:
         unsent = self._sessions.take_unsent()
         try:
             await self._store.append_sessions(unsent)

@@ -27,6 +27,12 @@ HANDSHAKE_TIMEOUT_S = 5.0
 OLDEST_PROTOCOL = 1_000
 ENDED = "the node ended its link"
 MAX_PINGS = 8
+# A wake-up this much late means that this process stood still (a paused machine, a starved CPU).
+OVERSLEPT_S = 0.25
+# A new link's round trip is learned with its first heartbeats; later a ping and a pong per heartbeat would
+# be two thirds of what a thousand nodes cost.
+QUICK_PINGS = 4
+PING_GAP_S = 5.0
 
 
 @dataclass(slots=True)
@@ -35,6 +41,7 @@ class _Link:
     has_data: asyncio.Event = field(default_factory=asyncio.Event)
     pings: dict[int, float] = field(default_factory=dict)
     next_nonce: int = 0
+    pinged_s: float = 0.0
     resync_asked: bool = False
 
 
@@ -150,9 +157,13 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         return ENDED
 
     def _ping(self, link: _Link) -> None:
-        """One ping per heartbeat; several may be on the way, as a round trip can outlast the interval."""
+        """One ping per heartbeat at first, then one in a while; several may be on the way, as a round trip
+        can outlast the interval."""
+        now_s = self._clock()
+        if link.next_nonce >= QUICK_PINGS and now_s - link.pinged_s < PING_GAP_S:
+            return
         link.next_nonce += 1
-        link.pings[link.next_nonce] = self._clock()
+        link.pinged_s = link.pings[link.next_nonce] = now_s
         link.pings.pop(link.next_nonce - MAX_PINGS, None)
         link.session.send(PingCommand(link.next_nonce))
 
@@ -197,6 +208,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
             self._fleet.heard(session.node_id)
             kind = message.WhichOneof("message")
             if kind == "chunk_batch":
+                self._fleet.delivered(session.node_id)
                 session.deliver([codec.output_from_pb(o) for o in message.chunk_batch.outputs])
             elif kind == "bounce":
                 key, failure = message.bounce.key, message.bounce.failure
@@ -210,7 +222,12 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
     async def watch(self, interval_s: float = 0.5) -> None:
         """Gives up silent links and lets health follow time; runs until cancelled."""
         while True:
+            slept_from_s = self._clock()
             await asyncio.sleep(interval_s)
+            overslept_s = self._clock() - slept_from_s - interval_s
+            if overslept_s > OVERSLEPT_S:
+                log.warning("the event loop stood still", extra={"seconds": round(overslept_s, 2)})
+                self._fleet.overslept(overslept_s)
             for node_id, silent_s in self._fleet.silent_nodes():
                 session = self._registry.get(node_id)
                 if session is not None:

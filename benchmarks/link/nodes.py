@@ -1,0 +1,52 @@
+"""A process full of simulated nodes, each with a link of its own.
+
+    python -m benchmarks.link.nodes GATEWAY FIRST COUNT
+
+The node with number 0 also serves the hot model. Every cancel that reaches a node goes out as a JSON line
+with its time (time.monotonic(), which all processes of a machine share).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import sys
+import time
+
+from benchmarks.link.simnode import HOT_MODEL, MODEL, SimNode
+from tidegate.link.client import LinkClient, LinkCredentials
+from tidegate.routing.domain import AttemptKey
+
+BEAT_S = 1.0
+DIAL_GAP_S = 0.01
+
+
+def tell_cancel(key: AttemptKey) -> None:
+    print(json.dumps({"cancel": key.request_id, "at": time.monotonic()}), flush=True)
+
+
+async def live(number: int, gateway: str) -> None:
+    """One node: dials at its own moment and beats at its own phase."""
+    node = SimNode(f"sim-{number:04d}", (MODEL, HOT_MODEL) if number == 0 else (MODEL,), tell_cancel)
+    epochs = itertools.count(1)
+    credentials = LinkCredentials(next_link_epoch=lambda: next(epochs))
+    link = LinkClient(node, gateway, credentials, clock=time.monotonic, rng=random.random)
+    linking = asyncio.create_task(link.run())
+    await asyncio.sleep(random.random() * BEAT_S)
+    while not linking.done():
+        node.beat()
+        await asyncio.sleep(BEAT_S)
+    await linking
+
+
+async def main(gateway: str, first: int, count: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(first, first + count):
+            group.create_task(live(number, gateway))
+            await asyncio.sleep(DIAL_GAP_S)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
