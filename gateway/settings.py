@@ -102,6 +102,9 @@ class RoutingSettings(Section):
 
 class LimitSettings(Section):
     in_flight: int = Field(default=1000, gt=0, description="Requests served at once; more are refused")
+    in_flight_mbytes: int = Field(
+        default=256, gt=0, description="Prompt text of all requests served at once, in MB; more is refused"
+    )
     max_attempts: int = Field(default=3, ge=1, le=10, description="Tries per request before its first token")
     first_token_stall_s: float = Field(
         default=20.0, gt=0, description="Seconds beyond five times the prediction to wait for a first token"
@@ -133,7 +136,8 @@ class GatewaySettings(ProgramSettings):
     store: StoreSettings = Field(default=StoreSettings(), description="State shared between replicas")
     fleet_secret: SecretSource = Field(
         default=SecretSource(),
-        description="Secret all replicas share: prefix and session names are keyed with it; unset is random",
+        description="Secret of 16 bytes or more that all replicas share, a key for names of prefixes and "
+        "sessions; unset is random",
     )
     clients: tuple[ClientKey, ...] = Field(default=(), description="API keys; none leaves the doors open")
     nodes: tuple[NodeRule, ...] = Field(default=(), description="Operator's table of nodes")

@@ -18,6 +18,7 @@ from gateway.dispatch import Dispatcher
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
+from gateway.dispatch.resume import ResumeTokens
 from gateway.settings import GatewaySettings
 from gateway.state import Fleet, Sessions
 from gateway.state.sync import StoreSync
@@ -37,6 +38,8 @@ from tidegate.routing.latency import FirstPrinciples
 log = logging.getLogger(__name__)
 
 DECAY_INTERVAL_S = 5.0
+# By then drain_s is over; what is left are answers on their way out.
+HTTP_SHUTDOWN_S = 1.0
 # Messages are short-lived and free of cycles: the default of 700 looks for cycles a hundred times too often.
 GC_THRESHOLDS = (20_000, 20, 20)
 
@@ -67,7 +70,7 @@ class GatewayApp:
         self._classes = wiring.data_classes(settings)
         self._sessions = Sessions(secret + b"sessions", stricter=self._classes.stricter)
         self._corrections = Corrections()
-        self._admission = Admission(settings.limits.in_flight)
+        self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
         self._store = wiring.store(settings)
         self._sync = StoreSync(
             self._store,
@@ -117,6 +120,7 @@ class GatewayApp:
             clock=clock,
             rng=random.random,
             new_token=lambda: secrets.token_urlsafe(24),
+            resume_tokens=ResumeTokens(secret),
         )
 
     async def start(self) -> Ports:
@@ -139,7 +143,7 @@ class GatewayApp:
 
     async def _start_http(self) -> int:
         s = self.settings
-        options = FrontOptions(write_stall_s=s.limits.write_stall_s, shutdown_s=s.limits.drain_s)
+        options = FrontOptions(write_stall_s=s.limits.write_stall_s, shutdown_s=HTTP_SHUTDOWN_S)
         app = build_app(
             backend=DispatchBackend(self.dispatcher, self.fleet, self.clients),
             fleet=self.fleet,

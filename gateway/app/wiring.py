@@ -14,15 +14,21 @@ from gateway.state import OperatorTable, Store
 from gateway.state.memory_store import MemoryStore
 from gateway.state.redis_store import RedisStore
 from gateway.transport.clients import ClientDirectory, ClientEntry
+from serving.settings import SettingsError
 from tidegate.routing.domain import Binding, ClassRule, Tier
 
 log = logging.getLogger(__name__)
 
+MIN_SECRET_BYTES = 16
+
 
 def fleet_secret(settings: GatewaySettings) -> bytes:
-    """All replicas should share it; a random one where none is configured."""
+    """All replicas should share it; a random one where none is configured. Raises SettingsError."""
     if settings.fleet_secret.is_configured:
-        return settings.fleet_secret.read().encode()
+        secret = settings.fleet_secret.read().encode()
+        if len(secret) < MIN_SECRET_BYTES:
+            raise SettingsError(f"fleet_secret must have at least {MIN_SECRET_BYTES} bytes")
+        return secret
     if settings.store.url is not None:
         log.warning("fleet_secret is not set: replicas will not share sessions and warm prefixes")
     return secrets.token_bytes(32)

@@ -12,10 +12,15 @@ RETRY_AFTER_MS = 500.0
 
 
 class Admission:
-    """Bounds requests in flight and refuses a request_id that is already being served to its tenant."""
+    """Bounds requests in flight, by number and by the bytes of their prompts.
 
-    def __init__(self, limit: int) -> None:
+    Also refuses a request_id that is already being served to its tenant.
+    """
+
+    def __init__(self, limit: int, limit_bytes: int = 256_000_000) -> None:
         self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
         self._ids: set[tuple[str, str]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -26,7 +31,7 @@ class Admission:
         return len(self._ids)
 
     @contextmanager
-    def admit(self, tenant: str, request_id: str) -> Iterator[None]:
+    def admit(self, tenant: str, request_id: str, prompt_bytes: int = 0) -> Iterator[None]:
         """Raises ServeError: UNAVAILABLE when draining, RESOURCE_EXHAUSTED, ALREADY_EXISTS."""
         key = (tenant, request_id)
         if self.draining:
@@ -50,12 +55,21 @@ class Admission:
                 reason="OVERLOADED",
                 retry_after_ms=RETRY_AFTER_MS,
             )
+        if self._bytes + prompt_bytes > self._limit_bytes:
+            raise ServeError(
+                Code.RESOURCE_EXHAUSTED,
+                f"the prompts being served reach this gateway's limit of {self._limit_bytes} bytes",
+                reason="OVERLOADED",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
         self._ids.add(key)
+        self._bytes += prompt_bytes
         self._idle.clear()
         try:
             yield
         finally:
             self._ids.discard(key)
+            self._bytes -= prompt_bytes
             if not self._ids:
                 self._idle.set()
 

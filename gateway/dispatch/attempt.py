@@ -90,6 +90,7 @@ class Attempt:
         self.first_token: FirstToken | None = None
         self.ttft_s: float | None = None
         self.consumer_s = 0.0
+        self.waiting_since_s = self.started_s
         self.outcome: AttemptOutcome | None = None
 
     @property
@@ -119,6 +120,7 @@ class Attempt:
             stream.close()
 
     async def _next(self, stream: AttemptStream) -> SequenceOutput:
+        self.waiting_since_s = self._clock()
         limit_s = self._between_s if self.tokens else self._first_s
         failure = Failure(Cause.STALLED, f"nothing came for {limit_s:.1f} s")
         if self._deadline_s is not None and self._deadline_s - self._clock() < limit_s:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.attempt import Attempt, AttemptOutcome, StallLimits, Upstream
 from gateway.dispatch.caller import Client
-from gateway.dispatch.errors import RETRYABLE, deadline_error, failure_error
+from gateway.dispatch.errors import RETRYABLE, SUSPICIOUS, deadline_error, failure_error
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
 from gateway.dispatch.levels import DataClasses
+from gateway.dispatch.resume import ResumeTokens
 from gateway.dispatch.run import RequestRun, budget_outcome, usage_of
 from gateway.state import Fleet, Sessions
 from gateway.telemetry import Metrics, RequestLog
@@ -81,6 +82,7 @@ class Dispatcher:
         clock: Callable[[], float],
         rng: Callable[[], float],
         new_token: Callable[[], str],
+        resume_tokens: ResumeTokens,
     ) -> None:
         self._fleet = fleet
         self._upstream = upstream
@@ -97,6 +99,7 @@ class Dispatcher:
         self._clock = clock
         self._rng = rng
         self._new_token = new_token
+        self._resume_tokens = resume_tokens
 
     def explain(self, request: GenerateRequest, client: Client) -> Decision:
         """The decision for this request now, and nothing else. Raises ServeError for bad input."""
@@ -108,7 +111,9 @@ class Dispatcher:
         """Streams the answer; closing the iterator frees the node. Raises ServeError."""
         with ExitStack() as held:
             try:
-                held.enter_context(self._admission.admit(client.tenant, request.request_id))
+                held.enter_context(
+                    self._admission.admit(client.tenant, request.request_id, _prompt_bytes(request))
+                )
                 run = self._intake.begin(request, client)
             except ServeError as error:
                 self._facts.turned_away(request, client, error)
@@ -245,7 +250,8 @@ class Dispatcher:
         """`told` is how the earlier attempt ended that the client knows of, if it knows of one."""
         if told is not None:
             return Restarted(attempt_no=run.row.attempts, cause=told.reason, route=route)
-        return Accepted(route=route, explanation=reasons, resume_token=self._new_token())
+        token = self._resume_tokens.issue(run.client.tenant, run.request.request_id, self._new_token())
+        return Accepted(route=route, explanation=reasons, resume_token=token)
 
     def _chunk(self, run: RequestRun, output: SequenceOutput) -> Chunk:
         if run.first_token_s is None and output.count:
@@ -282,7 +288,13 @@ class Dispatcher:
     def _failed(self, run: RequestRun, choice: Choice, failure: Failure) -> ServeError:
         """The error to go on with when another try is allowed; raises it when not."""
         error = failure_error(failure, node_name=choice.node.announcement.name, tokens=run.tokens)
-        may_retry = failure.cause in RETRYABLE and run.tokens == 0
+        run.suspicions += failure.cause in SUSPICIOUS
+        may_retry = failure.cause in RETRYABLE and run.tokens == 0 and run.suspicions < 2
         if not may_retry or run.row.attempts >= self._options.max_attempts:
             raise error
         return error
+
+
+def _prompt_bytes(request: GenerateRequest) -> int:
+    """At least the characters of it; what a prompt holds of the memory while it is served."""
+    return len(request.prompt or "") + sum(len(m.content) for m in request.messages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.routing.domain import Cause, Code, Failure, ServeError
+from tidegate.routing.domain import CODE_OF_CAUSE, Cause, Code, Failure, ServeError
 
 # Failures after which another node may do better. INVALID_INPUT would fail anywhere, FENCED is our own doing.
 RETRYABLE = frozenset(
@@ -18,17 +18,14 @@ RETRYABLE = frozenset(
         Cause.STALLED,
     }
 )
-_CODES = {
-    Cause.INVALID_INPUT: Code.INVALID_ARGUMENT,
-    Cause.OVERLOADED: Code.RESOURCE_EXHAUSTED,
-    Cause.DEADLINE: Code.DEADLINE_EXCEEDED,
-}
+# A request that did this to one engine may do it to the next: one more try, not a tour of the fleet.
+SUSPICIOUS = frozenset({Cause.ENGINE_CRASHED, Cause.ENGINE_HUNG, Cause.INTERNAL})
 RETRY_AFTER_MS = 250.0
 
 
 def failure_error(failure: Failure, *, node_name: str, tokens: int) -> ServeError:
     """The error for an attempt that failed for good; `reason` is the cause, for programs."""
-    code = _CODES.get(failure.cause, Code.UNAVAILABLE)
+    code = CODE_OF_CAUSE[failure.cause]
     cause = failure.cause.value.replace("_", " ")
     if code is Code.INVALID_ARGUMENT:
         message = failure.detail or "the node cannot process this input"

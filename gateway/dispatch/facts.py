@@ -25,7 +25,7 @@ class Facts:
         corrections: Corrections,
         metrics: Metrics,
         log: RequestLog,
-        mark_stalled: Callable[[str, float], None],
+        mark_stalled: Callable[[str, float, float], None],
     ) -> None:
         self._corrections = corrections
         self._metrics = metrics
@@ -37,7 +37,7 @@ class Facts:
         outcome = attempt.outcome
         failure = outcome.result if outcome is not None and isinstance(outcome.result, Failure) else None
         if failure is not None and failure.cause is Cause.STALLED:
-            self._mark_stalled(attempt.node_id, STALL_PAUSE_S)
+            self._mark_stalled(attempt.node_id, attempt.waiting_since_s, STALL_PAUSE_S)
         label = "cancelled" if outcome is None else failure.cause.value if failure else "finished"
         self._metrics.attempts.labels(choice.node.binding.tier.value, label).inc()
         if failure is not None and failure.cause in (Cause.OVERLOADED, Cause.DRAINING, Cause.INVALID_INPUT):

@@ -15,6 +15,7 @@ class RequestRun:
     """`arrived_s` and `deadline_s` are readings of the dispatcher's clock.
 
     `input` is what the engine reads. `work_id` names the request on nodes; its attempts share it.
+    `suspicions` counts attempts that may have failed because of the request itself.
     """
 
     request: GenerateRequest
@@ -29,6 +30,7 @@ class RequestRun:
     work_id: str = ""
     first_token_s: float | None = None
     tokens: int = 0
+    suspicions: int = 0
 
     def timings(self, outcome: AttemptOutcome, now_s: float) -> Timings:
         """TTFT and total count from arrival, retries included; the node's stamps are the last attempt's."""

@@ -52,6 +52,7 @@ class _Node:
     taken: dict[AttemptKey, _Sent] = field(default_factory=dict)
     prefix: PrefixIndex = field(default_factory=PrefixIndex)
     stalled_until_s: float = 0.0
+    last_output_s: float = -1.0
     state: NodeState | None = None
 
 
@@ -100,6 +101,12 @@ class Fleet:
         node = self._nodes.get(node_id)
         if node is not None:
             node.last_heard_s = self._clock()
+
+    def overslept(self, seconds: float) -> None:
+        """This process stood still: nobody's silence in that time says anything, their words wait unread."""
+        now = self._clock()
+        for node in self._nodes.values():
+            node.last_heard_s = min(now, node.last_heard_s + seconds)
 
     def heartbeat(self, node_id: str, load: NodeLoad) -> None:
         node = self._nodes.get(node_id)
@@ -166,11 +173,24 @@ class Fleet:
         if work is not None or node.sent.pop(key, None) is not None:
             self._changed(node_id)
 
-    def mark_stalled(self, node_id: str, for_s: float) -> None:
-        """An attempt there stood still: no new work until the time is over."""
+    def delivered(self, node_id: str) -> None:
+        """The node gave output for some attempt."""
         node = self._nodes.get(node_id)
         if node is not None:
-            node.stalled_until_s = self._clock() + for_s
+            node.last_output_s = self._clock()
+
+    def mark_stalled(self, node_id: str, waiting_since_s: float, for_s: float) -> None:
+        """An attempt there stood still: no new work until the time is over.
+
+        Not when the node worked for others meanwhile, which only means that this attempt had to wait, and
+        never for more than half of the linked nodes: then the trouble is elsewhere.
+        """
+        node, now = self._nodes.get(node_id), self._clock()
+        if node is None or node.last_output_s >= waiting_since_s:
+            return
+        paused = sum(1 for n in self._nodes.values() if n is not node and now < n.stalled_until_s)
+        if paused + 1 <= len(self._nodes) / 2:
+            node.stalled_until_s = now + for_s
             self._changed(node_id)
 
     # --- written by the sync ------------------------------------------------------------------------

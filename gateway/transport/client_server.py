@@ -45,7 +45,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Generate(  # type: ignore[override]  # writes by itself: backpressure per write
         self, request: pb.GenerateRequest, context: Any
     ) -> None:
-        client = self._authenticate(context)
+        # Explanations name nodes and prices, as ListNodes does.
+        client = self._need_admin(context) if request.explain else self._authenticate(context)
         asked = _decode(request, client, context)
         async with aclosing(self._dispatcher.generate(asked, client)) as events:
             async for event in events:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -18,6 +19,9 @@ from serving.startup import is_loopback
 from tidegate.routing.domain import GenerateEvent, GenerateRequest, Health
 from tidegate.wire.validate import check_request
 
+# Leaves room in the 128 characters of a request id for a number.
+MAX_LABEL = 100
+
 
 class DispatchBackend:
     """Implements GenerateBackend over the dispatcher. `request.tenant` is the name of the caller's key."""
@@ -26,10 +30,13 @@ class DispatchBackend:
         self._dispatcher = dispatcher
         self._fleet = fleet
         self._clients = clients
+        self._numbers = itertools.count(1)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         client = self._clients.client(request.tenant)
-        asked = check_request(replace(request, tenant=client.tenant))
+        # Meshes copy one x-request-id onto all calls of a page: it is a label here, never an exclusive id.
+        request_id = f"{request.request_id[:MAX_LABEL]}:{next(self._numbers)}"
+        asked = check_request(replace(request, request_id=request_id, tenant=client.tenant))
         async with aclosing(self._dispatcher.generate(asked, client)) as events:
             async for event in events:
                 yield event

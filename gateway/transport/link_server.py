@@ -19,7 +19,7 @@ from gateway.upstream import LinkRegistry, NodeSession
 from gateway.upstream.commands import CacheResyncCommand, PingCommand
 from tidegate.link import codec
 from tidegate.node.v1 import node_pb2, node_pb2_grpc
-from tidegate.routing.domain import ServeError
+from tidegate.routing.domain import Cause, ServeError
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         """Ends every link, for shutdown."""
         self.draining = True
         for session in self._registry.sessions():
-            session.close("this gateway is shutting down")
+            session.close("this gateway is shutting down", Cause.DRAINING)
 
 
 async def _first_message(context: Any, kind: str) -> Any:
@@ -273,7 +273,11 @@ async def _first_of(*steps: Any) -> str:
         await asyncio.gather(*tasks, return_exceptions=True)
     task = done.pop()
     error = task.exception()
-    return f"stream broken: {error!r}" if error is not None else str(task.result())
+    if error is None:
+        return str(task.result())
+    # What it says may quote what a user sent: our log shows where, the node only hears the kind.
+    log.warning("a link's stream broke", exc_info=error)
+    return f"stream broken: {type(error).__name__}"
 
 
 async def _closed(session: NodeSession) -> str:

@@ -51,7 +51,13 @@ class NodeSession:
         """Sends the work and returns its stream; never blocks."""
         self._work_seq += 1
         work = replace(work, work_seq=self._work_seq)
-        stream = AttemptStream(work.key, work.credits, grant=self._work.grant, cancel=self._cancel)
+        stream = AttemptStream(
+            work.key,
+            work.credits,
+            start_index=work.start_index,
+            grant=self._work.grant,
+            cancel=self._cancel,
+        )
         if self.closed.is_set():
             stream.fail(Failure(Cause.NODE_LOST, "the link to the node is gone"))
             return stream
@@ -102,8 +108,8 @@ class NodeSession:
     async def next_data(self) -> DataCommand:
         return await self._work.next()
 
-    def close(self, detail: str) -> None:
-        """The link is gone: every running attempt ends with NODE_LOST at once."""
+    def close(self, detail: str, cause: Cause = Cause.NODE_LOST) -> None:
+        """The link is gone: every running attempt ends with `cause` at once."""
         if self.closed.is_set():
             return
         self.closed.set()
@@ -111,4 +117,4 @@ class NodeSession:
         attempts, self._attempts = self._attempts, {}
         for key, stream in attempts.items():
             self._on_end(key)
-            stream.fail(Failure(Cause.NODE_LOST, detail))
+            stream.fail(Failure(cause, detail))

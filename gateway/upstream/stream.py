@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tidegate.routing.domain import AttemptKey, Failure, Finish, SequenceOutput
+from tidegate.routing.domain import AttemptKey, Cause, Failure, Finish, SequenceOutput
 
 # The consumer gives credit back in handfuls, so that it does not cost a message per chunk; with few credits
 # in smaller ones, or the node would wait for the rest of a handful that cannot come.
@@ -15,8 +15,8 @@ CREDIT_BATCH = 16
 class AttemptStream:
     """The outputs of one attempt, in order. One consumer.
 
-    `credits` is what the node may send ahead. `grant` sends it more, `cancel` frees the sequence there; both
-    are non-blocking.
+    `credits` is what the node may send ahead, `start_index` its first output index. `grant` sends it more,
+    `cancel` frees the sequence there; both are non-blocking.
     """
 
     def __init__(
@@ -24,6 +24,7 @@ class AttemptStream:
         key: AttemptKey,
         credits: int,
         *,
+        start_index: int = 0,
         grant: Callable[[AttemptKey, int], None],
         cancel: Callable[[AttemptKey], None],
     ) -> None:
@@ -33,18 +34,29 @@ class AttemptStream:
         self._cancel = cancel
         self._outputs: asyncio.Queue[SequenceOutput] = asyncio.Queue()
         self._consumed = 0
-        self._next_index = 0
+        self._put_index = start_index
         self.ended = False
 
     def put(self, output: SequenceOutput) -> None:
-        """Called by the session for each output of this attempt."""
-        if not self.ended:
-            self._outputs.put_nowait(output)
-            self.ended = output.finish is not None
+        """Called by the session for each output of this attempt.
+
+        A node that leaves a token out or sends one twice has failed, whatever it says.
+        """
+        if self.ended:
+            return
+        if output.first_index != self._put_index or output.count < 0:
+            self.close()
+            output = self._failure(Failure(Cause.INTERNAL, "the node's tokens are not contiguous"))
+        self._put_index += output.count
+        self._outputs.put_nowait(output)
+        self.ended = output.finish is not None
 
     def fail(self, failure: Failure) -> None:
         """Ends the attempt without the node's word, for instance when its link was lost."""
-        self.put(SequenceOutput(key=self.key, first_index=self._next_index, finish=Finish(failure)))
+        self.put(self._failure(failure))
+
+    def _failure(self, failure: Failure) -> SequenceOutput:
+        return SequenceOutput(key=self.key, first_index=self._put_index, finish=Finish(failure))
 
     async def next(self) -> SequenceOutput:
         """The next output; the last one carries `finish`."""
@@ -53,7 +65,6 @@ class AttemptStream:
         if self._consumed >= self._grant_after and not self.ended:
             self._grant(self.key, self._consumed)
             self._consumed = 0
-        self._next_index = output.first_index + output.count
         return output
 
     def close(self) -> None:

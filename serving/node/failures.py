@@ -1,23 +1,9 @@
-"""One table from a node's typed failure to the error its local caller gets."""
+"""From a node's typed failure to the error its local caller gets."""
 
 from __future__ import annotations
 
-from tidegate.routing.domain import Cause, Code, Failure, NodeLoad, ServeError
+from tidegate.routing.domain import CODE_OF_CAUSE, Code, Failure, NodeLoad, ServeError
 
-_CODES: dict[Cause, Code] = {
-    Cause.INVALID_INPUT: Code.INVALID_ARGUMENT,
-    Cause.UNKNOWN_VARIANT: Code.NOT_FOUND,
-    Cause.OVERLOADED: Code.RESOURCE_EXHAUSTED,
-    Cause.DEADLINE: Code.DEADLINE_EXCEEDED,
-    Cause.INTERNAL: Code.INTERNAL,
-    Cause.FENCED: Code.ALREADY_EXISTS,
-    Cause.DRAINING: Code.UNAVAILABLE,
-    Cause.ENGINE_CRASHED: Code.UNAVAILABLE,
-    Cause.ENGINE_HUNG: Code.UNAVAILABLE,
-    Cause.UPSTREAM: Code.UNAVAILABLE,
-    Cause.NODE_LOST: Code.UNAVAILABLE,
-    Cause.STALLED: Code.UNAVAILABLE,
-}
 _RETRY = (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
 RETRY_MIN_MS = 100.0
 RETRY_MAX_MS = 30_000.0
@@ -26,7 +12,7 @@ RESTART_RETRY_MS = 1_000.0
 
 def serve_error(failure: Failure, load: NodeLoad) -> ServeError:
     """`load` is the node's load now: it says when trying again makes sense."""
-    code = _CODES[failure.cause]
+    code = CODE_OF_CAUSE[failure.cause]
     retry_after_ms: float | None = None
     if code is Code.RESOURCE_EXHAUSTED:
         retry_after_ms = _backlog_ms(load)

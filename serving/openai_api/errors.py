@@ -29,7 +29,7 @@ _STATUS: dict[Code, tuple[int, str]] = {
     Code.DEADLINE_EXCEEDED: (504, "timeout_error"),
 }
 _NEVER_RETRY = frozenset({Code.ALREADY_EXISTS, Code.CANCELLED, Code.UNIMPLEMENTED, Code.DEADLINE_EXCEEDED})
-_MODEL_REASONS = frozenset({"NOT_FOUND", "MODEL_NOT_FOUND", "UNKNOWN_MODEL"})
+_MODEL_REASONS = frozenset({"NOT_FOUND", "MODEL_NOT_FOUND", "MODEL_UNKNOWN", "UNKNOWN_VARIANT"})
 
 
 def invalid(message: str, param: str = "", reason: str = "INVALID_VALUE") -> ServeError:

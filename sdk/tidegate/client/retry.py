@@ -92,7 +92,7 @@ class CallPlan:
 
     def pause_s(self, error: TidegateError) -> float | None:
         """Seconds to wait before the next try, or None when the error is the caller's to see."""
-        if not isinstance(error, Unavailable | Cancelled) or self.attempts >= self._policy.attempts:
+        if not self._may_pass(error) or self.attempts >= self._policy.attempts:
             return None
         if error.retry_after_ms is not None:
             if error.retry_after_ms > self._policy.max_retry_after_ms:
@@ -106,6 +106,12 @@ class CallPlan:
         if remaining_s is not None and pause_ms / 1_000 >= remaining_s:
             return None
         return pause_ms / 1_000 if self._budget.spend() else None
+
+    def _may_pass(self, error: TidegateError) -> bool:
+        """A retry may also meet its own predecessor, which the gateway has not seen die yet."""
+        if error.reason == "DUPLICATE_REQUEST_ID":
+            return self.attempts > 1
+        return isinstance(error, Unavailable | Cancelled)
 
     def succeeded(self) -> None:
         """The first message arrived: the count starts anew and the budget recovers."""

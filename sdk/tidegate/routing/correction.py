@@ -115,14 +115,18 @@ class Corrections:
     def decay(self, elapsed_s: float) -> None:
         """Let all factors go back towards 1 for `elapsed_s` seconds; the owner calls it now and then."""
         keep = 0.5 ** (max(elapsed_s, 0.0) / self._half_life_s)
-        for key, f in self._factors.items():
-            self._factors[key] = Factors(
+        faded = {
+            key: Factors(
                 f.ttft**keep,
                 f.tpot**keep,
                 f.queue**keep,
                 DEFAULT_SPREAD * (f.ttft_spread / DEFAULT_SPREAD) ** keep,
                 DEFAULT_SPREAD * (f.tpot_spread / DEFAULT_SPREAD) ** keep,
             )
+            for key, f in self._factors.items()
+        }
+        # What says nothing any more is dropped, so that nodes that went do not stay in the table.
+        self._factors = {key: f for key, f in faded.items() if not _is_neutral(f)}
 
     def forget(self, node_id: str) -> None:
         """A node left or restarted: what was learned about it no longer holds."""
@@ -148,3 +152,9 @@ def _widen(spread: float, actual: float, predicted: float, censored: bool) -> fl
     miss = min(abs(math.log(actual / predicted)), _MAX_MISS)
     mean = (1.0 - _SPREAD_WEIGHT) * spread * spread + _SPREAD_WEIGHT * miss * miss
     return min(max(math.sqrt(mean), MIN_SPREAD), MAX_SPREAD)
+
+
+def _is_neutral(factors: Factors) -> bool:
+    """Within half a percent of knowing nothing."""
+    spreads = (factors.ttft_spread / DEFAULT_SPREAD, factors.tpot_spread / DEFAULT_SPREAD)
+    return all(abs(math.log(f)) < 0.005 for f in (factors.ttft, factors.tpot, factors.queue, *spreads))

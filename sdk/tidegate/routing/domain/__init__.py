@@ -23,6 +23,7 @@ from tidegate.routing.domain.events import (
     Route,
     ServeError,
 )
+from tidegate.routing.domain.failing import CODE_OF_CAUSE
 from tidegate.routing.domain.node import (
     Announcement,
     Binding,
@@ -59,6 +60,7 @@ from tidegate.routing.domain.work import (
 )
 
 __all__ = [
+    "CODE_OF_CAUSE",
     "Accepted",
     "Analysis",
     "Announcement",

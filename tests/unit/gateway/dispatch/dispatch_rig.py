@@ -14,6 +14,7 @@ from gateway.dispatch.attempt import StallLimits
 from gateway.dispatch.caller import Client
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
+from gateway.dispatch.resume import ResumeTokens
 from gateway.state import Fleet, Sessions
 from gateway.telemetry import Metrics, RequestLog
 from gateway.upstream import AttemptStream, NotLinked
@@ -40,6 +41,7 @@ from tidegate.routing.domain import (
 from tidegate.routing.latency import FirstPrinciples
 from tidegate.routing.policy import Tidegate
 
+FLEET_SECRET = b"a secret of the fleet"
 CLASSES = DataClasses(
     [("public", ClassRule()), ("internal", ClassRule()), ("restricted", ClassRule(tiers=frozenset({"edge"})))]
 )
@@ -146,6 +148,7 @@ class Rig:
             clock=clock,
             rng=lambda: 0.0,
             new_token=lambda: "unguessable-token",
+            resume_tokens=ResumeTokens(FLEET_SECRET),
         )
 
     async def run(self, request: GenerateRequest, client: Client = Client()) -> list[GenerateEvent]:  # noqa: B008

@@ -112,6 +112,19 @@ async def test_a_full_gateway_refuses_at_once_and_counts_it() -> None:
     assert isinstance((await rig.run(ask("b")))[-1], Finished)  # room again
 
 
+async def test_the_prompts_being_served_are_bounded_in_bytes() -> None:
+    rig = Rig(n1=[SILENT, answer(1), answer(1)])
+    rig.admission._limit_bytes = 1000
+    first = asyncio.create_task(rig.run(ask("a", messages=(), prompt="x" * 600)))
+    await asyncio.sleep(0.1)
+    error = await refused(rig, ask("b", messages=(), prompt="x" * 600))
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert isinstance((await rig.run(ask("c", messages=(), prompt="x" * 300)))[-1], Finished)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert isinstance((await rig.run(ask("b", messages=(), prompt="x" * 600)))[-1], Finished)
+
+
 async def test_a_request_id_is_served_once_at_a_time_per_tenant() -> None:
     rig = Rig(n1=[SILENT, answer(1), answer(1)])
     first = asyncio.create_task(rig.run(ask("a")))

@@ -10,7 +10,18 @@ from dispatch_rig import Rig, answer, ask, fails, token
 from gateway_fakes import DIGEST
 
 from gateway.dispatch.caller import Client
-from tidegate.routing.domain import Accepted, Cause, Code, Finished, Message, Role, ServeError, SessionHint
+from tidegate.routing.domain import (
+    Accepted,
+    Cause,
+    Code,
+    Finish,
+    Finished,
+    FinishReason,
+    Message,
+    Role,
+    ServeError,
+    SessionHint,
+)
 from tidegate.routing.plan import Plan, Refusal
 
 pytestmark = pytest.mark.looptime
@@ -104,7 +115,7 @@ async def test_the_log_has_one_line_per_request_and_no_prompt_or_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    rig = Rig(n1=[answer(3), fails(Cause.INTERNAL, tokens=1)])
+    rig = Rig(n1=[answer(3), fails(Cause.ENGINE_CRASHED, tokens=1)])
     private = (Message(Role.USER, SECRET),)
     await rig.run(ask("a", messages=private, session_id="sess-77"))
     await refused(rig, request_id="b", messages=private)
@@ -112,7 +123,7 @@ async def test_the_log_has_one_line_per_request_and_no_prompt_or_answer(
     lines = [r for r in caplog.records if r.name == "gateway.requests"]
     assert [(r.request_id, r.code, r.reason) for r in lines] == [  # type: ignore[attr-defined]
         ("a", "ok", ""),
-        ("b", "unavailable", "INTERNAL"),
+        ("b", "unavailable", "ENGINE_CRASHED"),
         ("c", "invalid_argument", "UNKNOWN_DATA_CLASS"),
     ]
     everything = " ".join(str(vars(r)) for r in caplog.records)
@@ -154,7 +165,7 @@ async def test_metrics_name_tokens_and_times() -> None:
 
 
 async def test_a_token_and_the_end_in_one_message_count_once() -> None:
-    rig = Rig(n1=[[(0.1, token(0)), *answer(0)]])
+    rig = Rig(n1=[[(0.1, token(0, finish=Finish(FinishReason.STOP)))]])
     finished = (await rig.run(ask()))[-1]
     assert isinstance(finished, Finished)
     assert finished.usage.completion_tokens == 1

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from dispatch_rig import SILENT, Rig, answer, ask, end, fails, token
+from dispatch_rig import FLEET_SECRET, SILENT, Rig, answer, ask, end, fails, token
 
 from gateway.dispatch.errors import RETRYABLE
+from gateway.dispatch.resume import ResumeTokens
 from tidegate.routing.domain import (
     Accepted,
     AttemptKey,
@@ -38,7 +39,10 @@ async def test_an_answer_is_accepted_then_chunks_then_finished() -> None:
     rig = Rig(n1=[answer(3)], n2=[])
     accepted, *chunks, finished = await rig.run(ask())
     assert isinstance(accepted, Accepted)
-    assert (accepted.route.node_id, accepted.resume_token) == ("n1", "unguessable-token")
+    assert (accepted.route.node_id, accepted.resume_token) == (
+        "n1",
+        ResumeTokens(FLEET_SECRET).issue("default", "r1", "unguessable-token"),
+    )
     assert accepted.explanation is None
     assert [(c.attempt_no, c.first_index, c.count, c.text) for c in chunks if isinstance(c, Chunk)] == [
         (1, 0, 1, "t0 "),
@@ -89,7 +93,7 @@ async def test_a_node_whose_link_is_gone_is_one_more_failed_attempt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "code"), [(Cause.INVALID_INPUT, Code.INVALID_ARGUMENT), (Cause.FENCED, Code.UNAVAILABLE)]
+    ("cause", "code"), [(Cause.INVALID_INPUT, Code.INVALID_ARGUMENT), (Cause.FENCED, Code.ALREADY_EXISTS)]
 )
 async def test_what_would_fail_anywhere_is_not_tried_again(cause: Cause, code: Code) -> None:
     rig = Rig(n1=[fails(cause)], n2=[answer()])
@@ -205,3 +209,14 @@ async def test_a_silent_node_is_given_up_and_left_alone() -> None:
     assert finished.timings.ttft_ms > 20_000
     assert rig.nodes.cancelled == [rig.nodes.works[0][1].key]
     assert rig.fleet.snapshot().by_id["n1"].health.value == "stalled"
+
+
+@pytest.mark.parametrize("cause", [Cause.ENGINE_CRASHED, Cause.ENGINE_HUNG, Cause.INTERNAL])
+async def test_a_request_that_breaks_two_engines_is_not_shown_to_a_third(cause: Cause) -> None:
+    rig = Rig(n1=[fails(cause)], n2=[fails(cause)], n3=[answer()])
+    with pytest.raises(ServeError) as caught:
+        await rig.run(ask())
+    assert caught.value.reason == cause.name
+    assert rig.tried == ["n1", "n2"]
+    rig = Rig(n1=[fails(cause)], n2=[fails(Cause.OVERLOADED)], n3=[answer()])  # the control
+    assert isinstance((await rig.run(ask()))[-1], Finished)

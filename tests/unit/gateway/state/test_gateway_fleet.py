@@ -64,14 +64,52 @@ def test_silence_makes_suspect_then_lost_and_a_word_makes_ready_again(fleet: Fle
     assert fleet.silent_nodes() == ()
 
 
+def test_silence_while_this_process_stood_still_does_not_count(fleet: Fleet, clock: Clock) -> None:
+    add_ready(fleet, "n1")
+    add_ready(fleet, "n2")
+    clock.advance(2.0)
+    clock.advance(60.0)  # a paused machine
+    fleet.heard("n2")  # its word was read first
+    fleet.overslept(60.0)
+    assert fleet.silent_nodes() == ()
+    assert fleet.silent_ms("n1") == pytest.approx(2000.0)
+    assert fleet.silent_ms("n2") == 0.0
+    clock.advance(3.6)
+    assert [node_id for node_id, _ in fleet.silent_nodes()] == ["n1"]  # real silence counts as before
+
+
 def test_a_stalled_node_is_left_alone_for_a_while(fleet: Fleet, clock: Clock) -> None:
     add_ready(fleet, "n1")
-    fleet.mark_stalled("n1", 10.0)
+    add_ready(fleet, "n2")
+    waiting_since_s = clock()
+    clock.advance(3.0)
+    fleet.mark_stalled("n1", waiting_since_s, 10.0)
     assert health(fleet) is Health.STALLED
     clock.advance(10.1)
     fleet.heard("n1")
     fleet.refresh()
     assert health(fleet) is Health.READY
+
+
+def test_a_node_that_worked_for_others_meanwhile_is_not_stalled(fleet: Fleet, clock: Clock) -> None:
+    add_ready(fleet, "n1")
+    add_ready(fleet, "n2")
+    waiting_since_s = clock()
+    clock.advance(1.0)
+    fleet.delivered("n1")
+    fleet.mark_stalled("n1", waiting_since_s, 10.0)
+    assert health(fleet) is Health.READY
+
+
+@pytest.mark.parametrize(("nodes", "at_most"), [(1, 0), (2, 1), (3, 1), (5, 2)])
+def test_never_more_than_half_of_the_nodes_are_left_alone(
+    fleet: Fleet, clock: Clock, nodes: int, at_most: int
+) -> None:
+    for n in range(nodes):
+        add_ready(fleet, f"n{n}")
+    for n in range(nodes):
+        fleet.mark_stalled(f"n{n}", clock() - 1.0, 10.0)
+    assert sum(n.health is Health.STALLED for n in fleet.snapshot().nodes) == at_most
 
 
 def test_work_counts_until_the_node_acknowledges_it(fleet: Fleet) -> None:
@@ -169,6 +207,7 @@ def test_words_of_unknown_nodes_are_ignored(fleet: Fleet) -> None:
     fleet.sent("ghost", work())
     fleet.prefilled("ghost", AttemptKey("r1", 1))
     fleet.ended("ghost", AttemptKey("r1", 1))
-    fleet.mark_stalled("ghost", 1.0)
+    fleet.delivered("ghost")
+    fleet.mark_stalled("ghost", 0.0, 1.0)
     assert fleet.snapshot().nodes == ()
     assert fleet.silent_ms("ghost") == 0.0

@@ -79,6 +79,12 @@ async def test_the_admin_scope_or_loopback_may_see_the_fleet(peer: str, key: str
     assert list(answer.nodes) == []
 
 
+async def test_reasons_with_an_answer_are_the_administrators_too() -> None:
+    with pytest.raises(ServeError) as caught:
+        await servicer(KEYS).Generate(pb.GenerateRequest(explain=True), Context(REMOTE, "key-app"))
+    assert caught.value.code is Code.PERMISSION_DENIED
+
+
 @pytest.mark.parametrize("method", ["ListNodes", "WatchFleet", "Explain"])
 async def test_others_may_not(method: str) -> None:
     with pytest.raises(ServeError) as caught:
@@ -92,7 +98,7 @@ async def test_others_may_not(method: str) -> None:
 @pytest.mark.parametrize("peer", [REMOTE, LOCAL])
 async def test_where_keys_exist_every_method_wants_one(method: str, peer: str) -> None:
     with pytest.raises(ServeError) as caught:
-        await getattr(servicer(KEYS), method)(None, Context(peer))
+        await getattr(servicer(KEYS), method)(pb.GenerateRequest(), Context(peer))
     assert caught.value.code is Code.UNAUTHENTICATED
 
 

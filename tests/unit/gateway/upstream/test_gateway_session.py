@@ -173,7 +173,7 @@ async def test_a_newer_link_replaces_an_older_one_and_not_the_other_way() -> Non
 
 
 async def test_a_stream_fails_where_its_consumer_stands() -> None:
-    stream = AttemptStream(KEY, 64, grant=lambda key, n: None, cancel=lambda key: None)
+    stream = AttemptStream(KEY, 64, start_index=0, grant=lambda key, n: None, cancel=lambda key: None)
     stream.put(output(0))
     await stream.next()
     stream.fail(Failure(Cause.NODE_LOST))
@@ -181,3 +181,17 @@ async def test_a_stream_fails_where_its_consumer_stands() -> None:
     last = await stream.next()
     assert (last.first_index, failure_of(last).cause) == (1, Cause.NODE_LOST)
     assert stream._outputs.empty()
+
+
+@pytest.mark.parametrize("index", [0, 2], ids=["doubled", "left out"])
+async def test_a_node_whose_tokens_are_not_contiguous_has_failed(session: Session, index: int) -> None:
+    stream = session.open(work())
+    await session.next_data()
+    session.deliver([output(0), output(index), output(2, last=True)])
+    await stream.next()
+    last = await stream.next()
+    assert (last.first_index, last.count, failure_of(last).cause) == (1, 0, Cause.INTERNAL)
+    assert stream._outputs.empty()
+    assert await session.next_control() == CancelCommand(KEY)
+    assert session.ended == [KEY]
+    assert session.running == 0
