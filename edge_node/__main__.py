@@ -1,4 +1,4 @@
-"""`tidegate-edge`: runs the device daemon."""
+"""`tidegate-edge`: runs the device daemon, or one of its subcommands."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import sys
 from collections.abc import Sequence
 
 from edge_node.app import run_edge
+from edge_node.commands import COMMANDS, run_command
 from edge_node.settings import EdgeSettings
 from serving.startup import program_main
 
 SUMMARY = (
     "Serves a language model from this device: an OpenAI-compatible API on 127.0.0.1:11435 for local "
     "programs, and work from the gateways it is linked to. It dials out, needs no open port, and works "
-    "without any gateway."
+    "without any gateway. Subcommands work on models instead (`tidegate-edge NAME --help`): "
+    + "; ".join(f"`{name}`: {about}" for name, about in COMMANDS.items())
+    + "."
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        return run_command(arguments[0], arguments[1:])
     return program_main(
-        EdgeSettings, run_edge, summary=SUMMARY, packages=("edge_node", "serving", "tidegate"), argv=argv
+        EdgeSettings, run_edge, summary=SUMMARY, packages=("edge_node", "serving", "tidegate"), argv=arguments
     )
 
 

@@ -7,6 +7,37 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one file was measured to do on one device. Rates are tokens/s; decode is of all slots together.
+
+    `accuracy` is the share of right answers among `accuracy_items` questions. Memory is that of the measuring
+    process with the caches of all slots filled as far as the measurement went.
+    """
+
+    hardware_class: str
+    measured_on: str
+    threads: int
+    slots: int
+    context_tokens: int
+    load_ms: float
+    rss_bytes: int
+    pss_bytes: int
+    repacked_bytes: int
+    prefill_tokens_per_s: float
+    decode_1_tokens_per_s: float
+    decode_slots_tokens_per_s: float
+    accuracy: float
+    accuracy_items: int
+    accuracy_text: str = ""
+
+    @classmethod
+    def parse(cls, data: Any) -> Self | None:
+        """From JSON; None for nothing. Raises TypeError when members are missing."""
+        return None if data is None else cls(**_known(cls, data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +45,8 @@ class CatalogEntry:
     """One file. `digest` is "sha256:" and hex; the rest of the identity is only there to notice changes.
 
     `perplexity` was measured on `perplexity_text` (the digest of that text); None when it never was.
+    `pruned_layers` are the numbers, in the source, of the layers that were left out. `fallback_tensors` are
+    those that got another type than the quantization asks for, because their rows do not divide by 256.
     """
 
     model: str
@@ -25,6 +58,9 @@ class CatalogEntry:
     perplexity: float | None = None
     perplexity_text: str = ""
     source_digest: str = ""
+    pruned_layers: tuple[int, ...] = ()
+    fallback_tensors: int = 0
+    figures: Figures | None = None
 
     def matches(self, path: Path) -> bool:
         """Whether size and modification time are those that were written down."""
@@ -40,10 +76,17 @@ def load_entry(model_path: Path) -> CatalogEntry | None:
     """The entry beside the file as written; None when there is none or it is damaged."""
     try:
         data = json.loads(entry_path(model_path).read_bytes())
-        known = {field.name for field in fields(CatalogEntry)}
-        return CatalogEntry(**{key: value for key, value in data.items() if key in known})
+        data["pruned_layers"] = tuple(data.get("pruned_layers", ()))
+        data["figures"] = Figures.parse(data.get("figures"))
+        return CatalogEntry(**_known(CatalogEntry, data))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _known(cls: type[Figures | CatalogEntry], data: dict[str, Any]) -> dict[str, Any]:
+    """Without members that a later version wrote."""
+    names = {field.name for field in fields(cls)}
+    return {key: value for key, value in data.items() if key in names}
 
 
 def read_entry(model_path: Path) -> CatalogEntry | None:

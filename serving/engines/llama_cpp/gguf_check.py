@@ -7,7 +7,9 @@ key-values (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), then one
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,12 +27,20 @@ _STRING, _ARRAY = 8, 9
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _KEPT_STRING_BYTES = 4096
+_KEPT_ARRAY_ITEMS = 4096
 
 # general.file_type, as llama.cpp numbers it.
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
     25: "IQ4_NL", 30: "IQ4_XS", 32: "BF16",
+}  # fmt: skip
+
+# Types of single tensors, as ggml numbers them.
+_TENSOR_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0",
 }  # fmt: skip
 
 
@@ -46,12 +56,50 @@ class GgufHeader:
     tensors: int
 
 
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """`shape` begins with the row length; `type` is ggml's name, or its number as text."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArray:
+    """`items` only of short arrays of numbers; None otherwise."""
+
+    length: int
+    items: tuple[object, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class GgufContents:
+    """Everything a header holds but long texts and arrays. Values: str, numbers, bool or GgufArray."""
+
+    header: GgufHeader
+    values: Mapping[str, object]
+    tensors: tuple[GgufTensor, ...]
+
+    def number(self, key: str, default: int = 0) -> int:
+        """The number at ARCHITECTURE.`key`; of an array (one a layer) the largest."""
+        value = self.values.get(f"{self.header.architecture}.{key}", default)
+        if isinstance(value, GgufArray):
+            return max((item for item in value.items or () if isinstance(item, int)), default=default)
+        return value if isinstance(value, int) else default
+
+
 class _Damaged(Exception):
     """The header cannot be right; the message says why."""
 
 
 def check_gguf(path: Path) -> GgufHeader:
     """The header of `path`. Raises EngineUnavailable with one sentence when it is missing or wrong."""
+    return read_gguf(path).header
+
+
+def read_gguf(path: Path) -> GgufContents:
+    """Like check_gguf, with all that the header says."""
     try:
         with path.open("rb") as file:
             return _Header(file, path.stat().st_size).read()
@@ -63,12 +111,24 @@ def check_gguf(path: Path) -> GgufHeader:
         raise EngineUnavailable(f"the model file {path} is no usable GGUF file: {error}") from error
 
 
+def fallback_tensors(contents: GgufContents, quantization: str) -> tuple[GgufTensor, ...]:
+    """The tensors that could not get what `quantization` asks for: its blocks are 256 weights of one row.
+
+    llama.cpp gives them a type with blocks of 32, which is larger than what was asked for.
+    """
+    if "_K" not in quantization and quantization != "IQ4_XS":
+        return ()
+    return tuple(
+        t for t in contents.tensors if len(t.shape) > 1 and t.shape[0] % 256 and t.type not in ("F32", "F16")
+    )
+
+
 class _Header:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._size = size
 
-    def read(self) -> GgufHeader:
+    def read(self) -> GgufContents:
         if self._take(4) != b"GGUF":
             raise _Damaged("it does not begin with GGUF")
         version = self._number("I")
@@ -80,42 +140,42 @@ class _Header:
         for _ in range(pairs):
             key = self._string(MAX_KEY_BYTES).decode("utf-8", "replace")
             values[key] = self._value(self._number("I"))
-        for _ in range(tensors):
-            self._tensor_record()
-        return _summary(version, tensors, values)
+        records = tuple(self._tensor_record() for _ in range(tensors))
+        return GgufContents(_summary(version, tensors, values), values, records)
 
     def _value(self, kind: int) -> object:
         if kind == _STRING:
             return self._string(MAX_STRING_BYTES)[:_KEPT_STRING_BYTES].decode("utf-8", "replace")
         if kind == _ARRAY:
-            self._skip_array()
-            return None
+            return self._array()
         if kind not in _SCALAR_FORMATS:
             raise _Damaged(f"value type {kind} is unknown")
         return self._number(_SCALAR_FORMATS[kind])
 
-    def _skip_array(self) -> None:
+    def _array(self) -> GgufArray:
         kind = self._number("I")
         items = self._count("Q", MAX_ARRAY_ITEMS, "array items")
         if kind == _STRING:
             for _ in range(items):
                 self._skip(self._count("Q", MAX_STRING_BYTES, "string bytes"))
+        elif kind in _SCALAR_FORMATS and items <= _KEPT_ARRAY_ITEMS:
+            return GgufArray(items, tuple(self._number(_SCALAR_FORMATS[kind]) for _ in range(items)))
         elif kind in _SCALAR_BYTES:
             self._skip(items * _SCALAR_BYTES[kind])
         else:
             raise _Damaged(f"array type {kind} is not supported")
+        return GgufArray(items, None)
 
-    def _tensor_record(self) -> None:
-        self._string(MAX_KEY_BYTES)
+    def _tensor_record(self) -> GgufTensor:
+        name = self._string(MAX_KEY_BYTES).decode("utf-8", "replace")
         dimensions = self._count("I", MAX_DIMENSIONS, "dimensions")
-        elements = 1
-        for _ in range(dimensions):
-            elements *= self._number("Q")
-        if elements >= 1 << 63:
+        shape = tuple(self._number("Q") for _ in range(dimensions))
+        if math.prod(shape) >= 1 << 63:
             raise _Damaged("a tensor is larger than any memory")
-        self._number("I")
+        kind = self._number("I")
         if self._number("Q") >= self._size:
             raise _Damaged("a tensor lies beyond the end of the file: it was cut short")
+        return GgufTensor(name, shape, _TENSOR_TYPES.get(kind, str(kind)))
 
     def _count(self, kind: str, limit: int, what: str) -> int:
         count = self._number(kind)

@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fcntl
-import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +23,14 @@ from typing import Any
 from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import default_models_dir
 from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, load_entry, write_entry
-from serving.engines.llama_cpp.gguf_check import check_gguf
-from serving.engines.llama_cpp.process import child_environment
+from serving.engines.llama_cpp.gguf_check import check_gguf, fallback_tensors, read_gguf
+from serving.engines.llama_cpp.native_task import Progress, run_task
 
 CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
 _MODULE = "serving.engines.llama_cpp.prepare_child"
 _SPARE_BYTES = 64 * 1024 * 1024
-
-Progress = Callable[[str], None]
+# How much larger than any 4-bit source a file of these types may become.
+_GROWTH = {"F32": 8, "F16": 4, "BF16": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +45,26 @@ def prepare(
     out_dir: Path,
     *,
     model: str = "",
+    layers: Sequence[int] = (),
     threads: int = 1,
     progress: Progress = lambda line: None,
 ) -> list[PreparedModel]:
     """Each variant of `source`, made or found. Blocks. Raises EngineUnavailable with one clear sentence.
 
-    `model` is the name that users will ask for; by default the file's own without its quantization. Several
-    processes may prepare into one directory: they wait for each other.
+    `model` is the name that users will ask for; by default the file's own without its quantization. `layers`
+    are left out of every variant (the caller has chosen them with care). Several processes may prepare into
+    one directory: they wait for each other.
     """
     header = check_gguf(source)
-    stem = _without_suffix(source.name.removesuffix(".gguf"), header.quantization)
+    stem = model_stem(source, header.quantization)
+    pruned = f".pruned-{','.join(map(str, sorted(layers)))}" if layers else ""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         with _locked(out_dir / ".prepare.lock", progress):
             source_digest = file_digest(source)
-            job = _Job(source, source_digest, model or stem.lower(), header.context_tokens, threads, progress)
-            return [job.variant(out_dir / f"{stem}.{q}.gguf", q) for q in quantizations]
+            name, context = model or stem.lower(), header.context_tokens
+            job = _Job(source, source_digest, name, context, tuple(sorted(layers)), threads, progress)
+            return [job.variant(out_dir / f"{stem}{pruned}.{q}.gguf", q) for q in quantizations]
     except OSError as error:
         raise EngineUnavailable(f"cannot prepare models in {out_dir}: {error.strerror}") from error
 
@@ -73,6 +75,7 @@ class _Job:
     source_digest: str
     model: str
     context_tokens: int
+    layers: tuple[int, ...]
     threads: int
     progress: Progress
 
@@ -105,14 +108,15 @@ class _Job:
         return dataclasses.replace(entry, mtime_ns=target.stat().st_mtime_ns)
 
     def _quantize(self, target: Path, quantization: str) -> None:
-        needed = self.source.stat().st_size * 2 + _SPARE_BYTES
+        needed = self.source.stat().st_size * _GROWTH.get(quantization, 2) + _SPARE_BYTES
         if shutil.disk_usage(target.parent).free < needed:
             raise EngineUnavailable(f"{target.parent} needs {needed / 1e6:.0f} MB of free disk space")
         self.progress(f"{target.name}: quantizing")
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         task = {"task": "quantize", "source": str(self.source), "target": str(temporary)}
+        details = {"quantization": quantization, "layers": self.layers}
         try:
-            self._run(task | {"quantization": quantization}, f"quantizing to {quantization}")
+            self._run(task | details, f"quantizing to {quantization}")
             check_gguf(temporary)
             temporary.replace(target)
         finally:
@@ -128,6 +132,8 @@ class _Job:
             mtime_ns=stat.st_mtime_ns,
             context_tokens=self.context_tokens,
             source_digest=self.source_digest,
+            pruned_layers=self.layers,
+            fallback_tensors=len(fallback_tensors(read_gguf(target), quantization)),
         )
 
     def _perplexity(self, target: Path) -> float:
@@ -136,32 +142,7 @@ class _Job:
         return float(self._run(task, f"measuring {target.name}"))
 
     def _run(self, task: dict[str, Any], what: str) -> Any:
-        task = task | {"threads": self.threads, "parent_pid": os.getpid(), "debug": False}
-        command = [sys.executable, "-m", _MODULE, json.dumps(task)]
-        environment = child_environment(dict(os.environ), bounded_spin=False)
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        ) as process:
-            try:
-                return self._follow(process, what)
-            finally:
-                process.kill()
-
-    def _follow(self, process: subprocess.Popen[bytes], what: str) -> Any:
-        outcome: dict[str, Any] | None = None
-        for line in process.stdout or ():
-            message = json.loads(line)
-            if "share" in message:
-                self.progress(f"{what}: {message['share']:.0%}")
-            else:
-                outcome = message
-        status = process.wait()
-        if outcome is None:
-            how = f"signal {-status}" if status < 0 else f"status {status}"
-            raise EngineUnavailable(f"{what} crashed ({how}); the source file may be damaged")
-        if "refused" in outcome:
-            raise EngineUnavailable(f"{what} failed: {outcome['refused']}")
-        return outcome["done"]
+        return run_task(_MODULE, task | {"threads": self.threads}, what, self.progress)
 
 
 @contextmanager
@@ -175,8 +156,9 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _without_suffix(stem: str, quantization: str) -> str:
-    """The name without its quantization: SmolLM2.Q4_1 -> SmolLM2."""
+def model_stem(source: Path, quantization: str) -> str:
+    """The file's name without its quantization: SmolLM2.Q4_1.gguf -> SmolLM2."""
+    stem = source.name.removesuffix(".gguf")
     if quantization and stem.lower().endswith(quantization.lower()):
         return stem[: -len(quantization)].rstrip(".-_") or stem
     return stem
