@@ -200,7 +200,7 @@ async def test_churn_of_nodes_fails_no_request_that_had_no_token(pair: Rig) -> N
             pair.nodes[0] = await start_node("cheap", pair.link_address)
         await asyncio.sleep(0.01)
     results = await asyncio.gather(*clients)
-    assert results.count("ok") >= 50
+    assert results.count("ok") >= 30
     assert set(results) <= {"ok", "broken off"}
     await pair.until_health("cheap", Health.READY)
     await until(lambda: all(n.idle for n in pair.nodes), what="all nodes being idle")

@@ -51,6 +51,17 @@ async def test_a_silent_node_is_suspect_then_lost_and_its_work_ends(rig: Rig) ->
         assert "silent for" in why
 
 
+async def test_a_process_that_stood_still_does_not_blame_its_nodes(rig: Rig) -> None:
+    for node_id in ("n1", "n2", "n3"):
+        await rig.add_node(node_id)
+    for _ in range(3):
+        time.sleep(1.2)  # noqa: ASYNC251 - the whole loop stands still, longer than lost_after_s
+        await asyncio.sleep(0.3)
+    lost = {"event": "lost"}
+    assert rig.app.metrics.registry.get_sample_value("tidegate_link_events_total", lost) is None
+    assert {n.health for n in rig.app.fleet.snapshot().nodes} == {Health.READY}
+
+
 async def test_any_word_keeps_a_node_alive(rig: Rig) -> None:
     async with RawNode(rig.link_address) as node:
         await node.join()
