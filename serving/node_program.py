@@ -2,7 +2,8 @@
 
 The order matters. Listeners come up before this, so a request meets a clear 503 while the engine loads; links
 come up after the engine, because a node announces what it measured. At the end the gateways learn first that
-the node drains, running work gets its grace, and only then do engine and links go.
+the node drains, running work gets its grace, the last outputs are read by the gateways, and only then do the
+links go.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LINK_STOP_S = 1.0
+# Last words get this long even when the work itself took all of the grace.
+MIN_FLUSH_S = 1.0
 LOADING_RETRY_MS = 1000.0
 
 
@@ -88,6 +91,7 @@ class Links:
         token = settings.join_token
         credentials = LinkCredentials(
             next_link_epoch=identity.next_link_epoch,
+            prove=identity.prove,
             join_token=token.read() if token.is_configured else "",
             tls=client_tls(settings.tls, "link.tls") if settings.tls is not None else None,
         )
@@ -106,6 +110,10 @@ class Links:
             task = asyncio.create_task(client.run(), name=f"link-{client.address}")
             task.add_done_callback(_log_defect)
             self._tasks.append(task)
+
+    async def flush(self, grace_s: float) -> bool:
+        """False when grace_s was too short for every gateway to read the last outputs."""
+        return all(await asyncio.gather(*(client.flush(grace_s) for client in self._clients)))
 
     async def stop(self, grace_s: float) -> None:
         await asyncio.gather(*(client.stop(grace_s) for client in self._clients))
@@ -195,9 +203,16 @@ class NodeProgram:
         return True
 
     async def _drain(self) -> None:
+        """Lets work end, then its last outputs arrive, all within one grace."""
+        grace_s = self._settings.drain_grace_s
+        began = time.monotonic()
         self.runtime.drain()
-        if not await self.runtime.wait_drained(self._settings.drain_grace_s):
-            _log.warning("work was cut off", extra={"grace_s": self._settings.drain_grace_s})
+        if not await self.runtime.wait_drained(grace_s):
+            _log.warning("work was cut off", extra={"grace_s": grace_s})
+        await self.runtime.stop(0.0)
+        left_s = max(MIN_FLUSH_S, grace_s - (time.monotonic() - began))
+        if not await self._links.flush(left_s):
+            _log.warning("a gateway did not read the last outputs", extra={"grace_s": grace_s})
 
     # --- what is asked about it ---
 

@@ -46,18 +46,21 @@ class LinkClient:
         self._backoff = Backoff(rng)
         self._session: LinkSession | None = None
         self._task: asyncio.Task[None] | None = None
+        self._finishing = False
 
     @property
     def connected(self) -> bool:
         return self._session is not None and self._session.connected.is_set()
 
     async def run(self) -> None:
-        """Links, and links again, until cancelled or stopped."""
+        """Links, and links again, until cancelled, flushed or stopped."""
         self._task = asyncio.current_task()
-        while True:
+        while not self._finishing:
             started = self._clock()
             self._session = LinkSession(self._service, self.address, self._credentials, self._clock)
             reason = await self._one_session(self._session)
+            if self._finishing:
+                return
             if self._clock() - started >= HEALTHY_AFTER_S:
                 self._backoff.reset()
             delay_s = self._backoff.next_delay_s()
@@ -85,8 +88,21 @@ class LinkClient:
             return "internal error"
         return "ended"
 
+    async def flush(self, grace_s: float) -> bool:
+        """Ends the link once the gateway has read all that the node had to say; drain the node before.
+
+        False when grace_s ran out first; stop() then cuts off what is left.
+        """
+        self._finishing = True
+        task, session = self._task, self._session
+        if task is None or task.done() or session is None or not session.connected.is_set():
+            return True
+        session.finish()
+        done, _ = await asyncio.wait([task], timeout=grace_s)
+        return bool(done)
+
     async def stop(self, grace_s: float) -> None:
-        """Ends the link; returns within grace_s."""
+        """Ends the link at once, losing what is on its way; returns within grace_s."""
         task = self._task
         if task is None or task.done():
             return

@@ -63,9 +63,21 @@ def key_from_pb(pb: node_pb2.AttemptKey) -> AttemptKey:
     return AttemptKey(pb.request_id, pb.attempt_no)
 
 
+def proof_message(nonce: bytes, announcement: Announcement, link_epoch: int) -> bytes:
+    """What a node signs to show that its id is its own; see Register.signature."""
+    parts = (b"tidegate-register", nonce, announcement.node_id.encode(), announcement.boot_id.encode())
+    return b"\0".join((*parts, str(link_epoch).encode()))
+
+
 def register_to_pb(
-    announcement: Announcement, *, link_epoch: int, join_token: str, protocol_version: int = PROTOCOL_VERSION
+    announcement: Announcement,
+    *,
+    link_epoch: int,
+    join_token: str,
+    protocol_version: int = PROTOCOL_VERSION,
+    proof: tuple[bytes, bytes] = (b"", b""),
 ) -> node_pb2.Register:
+    """`proof` is the public key and the signature over proof_message()."""
     return node_pb2.Register(
         node_id=announcement.node_id,
         boot_id=announcement.boot_id,
@@ -82,6 +94,8 @@ def register_to_pb(
         hardware_class=announcement.hardware_class,
         speeds=wire.encode_speeds(announcement.speeds),
         direct_endpoints=announcement.direct_endpoints,
+        public_key=proof[0],
+        signature=proof[1],
     )
 
 
@@ -153,8 +167,8 @@ def work_to_pb(work: Work, first_fragment: bytes) -> node_pb2.Work:
         sampling=wire.encode_sampling(work.sampling),
         max_tokens=work.max_tokens,
         stop=work.stop,
-        remaining_ms=work.remaining_ms or 0.0,
-        ttft_remaining_ms=work.ttft_remaining_ms or 0.0,
+        remaining_ms=work.remaining_ms,
+        ttft_remaining_ms=work.ttft_remaining_ms,
         priority=work.priority,
         credits=work.credits,
         start_index=work.start_index,
@@ -176,8 +190,8 @@ def work_from_pb(pb: node_pb2.Work) -> Work:
         max_tokens=pb.max_tokens,
         stop=tuple(pb.stop),
         prefix_hashes=tuple(pb.prefix_hashes),
-        remaining_ms=pb.remaining_ms if pb.remaining_ms > 0 else None,
-        ttft_remaining_ms=pb.ttft_remaining_ms if pb.ttft_remaining_ms > 0 else None,
+        remaining_ms=pb.remaining_ms if pb.HasField("remaining_ms") else None,
+        ttft_remaining_ms=pb.ttft_remaining_ms if pb.HasField("ttft_remaining_ms") else None,
         priority=pb.priority,
         credits=max(1, pb.credits),
         start_index=pb.start_index,

@@ -26,12 +26,17 @@ def merge(first: SequenceOutput, second: SequenceOutput) -> SequenceOutput:
 
 
 class Outbox:
-    """Collects outputs and hands out what may be sent now."""
+    """Collects outputs and hands out what may be sent now. `changed` is set when there may be more."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: asyncio.Event | None = None) -> None:
         self._waiting: dict[AttemptKey, SequenceOutput] = {}
         self._credits: dict[AttemptKey, int] = {}
-        self._wake = asyncio.Event()
+        self._changed = changed or asyncio.Event()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing waits, with or without credit."""
+        return not self._waiting
 
     def open(self, key: AttemptKey, chunks: int) -> None:
         self._credits[key] = chunks
@@ -40,7 +45,7 @@ class Outbox:
         if key in self._credits:
             self._credits[key] += chunks
             if key in self._waiting:
-                self._wake.set()
+                self._changed.set()
 
     def forget(self, key: AttemptKey) -> None:
         """The request was cancelled: nothing more of it is sent."""
@@ -53,22 +58,25 @@ class Outbox:
                 continue
             held = self._waiting.get(output.key)
             self._waiting[output.key] = output if held is None else merge(held, output)
-        self._wake.set()
+        self._changed.set()
 
-    async def take(self) -> tuple[SequenceOutput, ...]:
-        """Waits for at least one output that may be sent, and takes all of them.
+    def pop(self) -> tuple[SequenceOutput, ...]:
+        """All outputs that may be sent now.
 
         A final output goes without credit: it is one message and frees the request.
         """
-        while True:
-            ready = [o for o in self._waiting.values() if o.finish is not None or self._credits[o.key] > 0]
-            if ready:
-                for output in ready:
-                    del self._waiting[output.key]
-                    if output.finish is not None:
-                        del self._credits[output.key]
-                    else:
-                        self._credits[output.key] -= 1
-                return tuple(ready)
-            self._wake.clear()
-            await self._wake.wait()
+        ready = [o for o in self._waiting.values() if o.finish is not None or self._credits[o.key] > 0]
+        for output in ready:
+            del self._waiting[output.key]
+            if output.finish is not None:
+                del self._credits[output.key]
+            else:
+                self._credits[output.key] -= 1
+        return tuple(ready)
+
+    async def take(self) -> tuple[SequenceOutput, ...]:
+        """Waits for at least one output that may be sent, and takes all of them."""
+        while not (ready := self.pop()):
+            self._changed.clear()
+            await self._changed.wait()
+        return ready

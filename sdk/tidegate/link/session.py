@@ -12,8 +12,8 @@ import grpc
 
 from tidegate.link import codec
 from tidegate.link.intake import MAX_INPUT_BYTES, Intake, IntakeError
-from tidegate.link.outbox import Outbox
 from tidegate.link.seam import NodeService, WorkRefused
+from tidegate.link.uplink import Uplink
 from tidegate.node.v1 import node_pb2, node_pb2_grpc
 from tidegate.routing.domain import AttemptKey, CacheDelta, Cause, Failure, SequenceOutput, Work
 from tidegate.wire.channels import TlsConfig, open_channel
@@ -39,11 +39,25 @@ class LinkLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LinkCredentials:
-    """How a node shows itself. `next_link_epoch` rises with every call, also across restarts."""
+    """How a node shows itself. `next_link_epoch` rises with every call, also across restarts.
+
+    `prove` gives the node's public key and its signature over the bytes; without it the id is only claimed.
+    """
 
     next_link_epoch: Callable[[], int]
+    prove: Callable[[bytes], tuple[bytes, bytes]] | None = None
     join_token: str = ""
     tls: TlsConfig | None = None
+
+
+async def _expect(control: Any, kind: str) -> Any:
+    """The next message of this kind; a challenge nobody asked for is passed over. Raises LinkRefused."""
+    while (message := await control.read()) is not grpc.aio.EOF:
+        if message.WhichOneof("message") == kind:
+            return message
+        if message.WhichOneof("message") != "challenge":
+            raise LinkRefused(f"the gateway did not answer with `{kind}`")
+    raise LinkRefused(await control.details() or "the gateway ended the handshake")
 
 
 class LinkSession:
@@ -56,7 +70,8 @@ class LinkSession:
         self._address = address
         self._credentials = credentials
         self._clock = clock
-        self._outbox = Outbox()
+        self._uplink = Uplink()
+        self._outbox = self._uplink.outbox
         self._intake = Intake()
         self._last_work_seq = 0
         self._heartbeat_s = 2.0
@@ -64,9 +79,7 @@ class LinkSession:
         self._control_wake = asyncio.Event()
         self._pongs: list[int] = []
         self._cache: list[CacheDelta] = []
-        self._replies: asyncio.Queue[node_pb2.DataRequest] = asyncio.Queue()
-        # gRPC takes one write at a time per stream; chunk batches and replies take turns.
-        self._data_lock = asyncio.Lock()
+        self._last_beat_asked = False
         self.connected = asyncio.Event()
 
     # --- NodeListener -------------------------------------------------------------------------------
@@ -105,21 +118,32 @@ class LinkSession:
                 control.cancel()
                 data.cancel()
 
+    def finish(self) -> None:
+        """Ends the link after a last heartbeat and once the gateway has read all outputs and replies.
+
+        run() then returns as after any other loss. What still runs keeps the link until it has ended.
+        """
+        self._last_beat_asked = True
+        self._control_wake.set()
+
     async def _register(self, control: Any) -> node_pb2.Registered:
-        register = codec.register_to_pb(
-            self._service.announcement(),
-            link_epoch=self._credentials.next_link_epoch(),
-            join_token=self._credentials.join_token,
-        )
+        announcement, prove = self._service.announcement(), self._credentials.prove
+        link_epoch = self._credentials.next_link_epoch()
+        proof = (b"", b"")
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            if prove is not None:
+                nonce = (await _expect(control, "challenge")).challenge.nonce
+                proof = prove(codec.proof_message(nonce, announcement, link_epoch))
+            register = codec.register_to_pb(
+                announcement,
+                link_epoch=link_epoch,
+                join_token=self._credentials.join_token,
+                proof=proof,
+            )
             await control.write(node_pb2.ControlRequest(register=register))
-            answer = await control.read()
-        if answer is grpc.aio.EOF:
-            raise LinkRefused(await control.details() or "the gateway ended the handshake")
-        if answer.WhichOneof("message") != "registered":
-            raise LinkRefused("the gateway did not answer with `registered`")
-        self._heartbeat_s = max(0.1, answer.registered.heartbeat_interval_ms / 1000 or 2.0)
-        return answer.registered  # type: ignore[no-any-return]
+            registered = (await _expect(control, "registered")).registered
+        self._heartbeat_s = max(0.1, registered.heartbeat_interval_ms / 1000 or 2.0)
+        return registered  # type: ignore[no-any-return]
 
     async def _hello(self, data: Any, link_token: str) -> None:
         hello = node_pb2.Hello(node_id=self._service.announcement().node_id, link_token=link_token)
@@ -137,8 +161,7 @@ class LinkSession:
                 ("control-read", self._read_control(control)),
                 ("control-write", self._write_control(control)),
                 ("data-read", self._read_data(data)),
-                ("data-write", self._write_data(data)),
-                ("data-reply", self._write_replies(data)),
+                ("data-write", self._uplink.run(data)),
             )
         ]
         try:
@@ -184,11 +207,14 @@ class LinkSession:
             due_in = self._heartbeat_s - since_beat
             if self._load_dirty.is_set():
                 due_in = min(due_in, MIN_HEARTBEAT_GAP_S - since_beat)
-            if due_in <= 0:
+            if due_in <= 0 or self._last_beat_asked:
                 self._load_dirty.clear()
                 last_beat = self._clock()
                 load = replace(self._service.load(), last_work_seq=self._last_work_seq)
                 await control.write(node_pb2.ControlRequest(heartbeat=codec.load_to_pb(load)))
+                if self._last_beat_asked:
+                    self._last_beat_asked = False
+                    self._uplink.finish()
             elif self._cache:
                 report = codec.cache_to_pb(self._cache.pop(0))
                 await control.write(node_pb2.ControlRequest(cache_report=report))
@@ -197,7 +223,7 @@ class LinkSession:
 
     async def _wait_control(self, timeout_s: float) -> None:
         self._control_wake.clear()
-        if self._pongs or self._cache:
+        if self._pongs or self._cache or self._last_beat_asked:
             return
         try:
             async with asyncio.timeout(timeout_s):
@@ -216,7 +242,7 @@ class LinkSession:
                 elif kind == "work_fragment":
                     fragment = message.work_fragment
                     ack = node_pb2.FragmentAck(bytes=len(fragment.data))
-                    self._replies.put_nowait(node_pb2.DataRequest(fragment_ack=ack))
+                    self._uplink.reply(node_pb2.DataRequest(fragment_ack=ack))
                     self._take(self._intake.add(codec.key_from_pb(fragment.key), fragment.data))
                 elif kind == "credit":
                     self._outbox.grant(codec.key_from_pb(message.credit.key), message.credit.chunks)
@@ -249,17 +275,4 @@ class LinkSession:
             failure=codec.failure_to_pb(failure),
             queued=self._service.load().queued,
         )
-        self._replies.put_nowait(node_pb2.DataRequest(bounce=bounce))
-
-    async def _write_data(self, data: Any) -> None:
-        while True:
-            outputs = await self._outbox.take()
-            batch = node_pb2.ChunkBatch(outputs=[codec.output_to_pb(o) for o in outputs])
-            async with self._data_lock:
-                await data.write(node_pb2.DataRequest(chunk_batch=batch))
-
-    async def _write_replies(self, data: Any) -> None:
-        while True:
-            reply = await self._replies.get()
-            async with self._data_lock:
-                await data.write(reply)
+        self._uplink.reply(node_pb2.DataRequest(bounce=bounce))

@@ -29,7 +29,6 @@ class SlowUplink:
         self._port = port
         self._writers: list[asyncio.StreamWriter] = []
         self.slow = False
-        self.passed_bytes = 0
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[int]:
@@ -50,7 +49,9 @@ class SlowUplink:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers += [writer, far_writer]
-        await asyncio.gather(self._pass(reader, far_writer, up=True), self._pass(far_reader, writer, up=False))
+        await asyncio.gather(
+            self._pass(reader, far_writer, up=True), self._pass(far_reader, writer, up=False)
+        )
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         try:

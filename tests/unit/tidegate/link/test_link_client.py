@@ -22,14 +22,23 @@ class ScriptedSession:
     lives: list[tuple[float, Exception | None]] = []  # noqa: RUF012
     started_s: list[float] = []  # noqa: RUF012
 
+    # Seconds from finish() to the end of the session that lasts.
+    farewell_s = 0.5
+
     def __init__(self, *_: object) -> None:
         self.connected = asyncio.Event()
+        self.finishing = asyncio.Event()
+
+    def finish(self) -> None:
+        self.finishing.set()
 
     async def run(self) -> None:
         self.started_s.append(asyncio.get_running_loop().time())
         if not self.lives:
             self.connected.set()
-            await asyncio.Event().wait()
+            await self.finishing.wait()
+            await asyncio.sleep(self.farewell_s)
+            raise LinkLost("the gateway ended the data stream")
         lasts_s, error = self.lives.pop(0)
         await asyncio.sleep(lasts_s)
         if error is not None:
@@ -102,3 +111,37 @@ async def test_stopping_before_it_ran_and_twice_is_harmless(play: Play) -> None:
     await client.stop(1.0)
     await client.stop(1.0)
     assert task.cancelled()
+
+
+async def test_a_flushed_link_waits_for_the_gateway_and_does_not_come_back(play: Play) -> None:
+    client = play([])
+    task = asyncio.create_task(client.run())
+    await asyncio.sleep(1.0)
+    assert await client.flush(2.0)
+    assert asyncio.get_running_loop().time() == pytest.approx(1.5)
+    assert task.done() and not task.cancelled()
+    assert ScriptedSession.started_s == [0.0]
+    assert await client.flush(2.0)
+
+
+async def test_a_flush_ends_with_its_grace_and_leaves_the_rest_to_the_stop(play: Play) -> None:
+    client = play([])
+    task = asyncio.create_task(client.run())
+    await asyncio.sleep(1.0)
+    assert not await client.flush(0.2)
+    assert not task.done()
+    await client.stop(1.0)
+    assert task.cancelled()
+
+
+async def test_a_link_that_is_not_up_has_nothing_to_flush(play: Play) -> None:
+    client = play([(0.0, LinkRefused("no")), (0.0, LinkRefused("no"))])
+    assert await client.flush(1.0)
+    client = play([(0.0, LinkRefused("no"))])
+    task = asyncio.create_task(client.run())
+    await asyncio.sleep(0.1)
+    assert await client.flush(1.0)
+    assert asyncio.get_running_loop().time() == pytest.approx(0.1)
+    await asyncio.sleep(1.0)
+    assert task.done()
+    assert ScriptedSession.started_s == [0.0]
