@@ -67,7 +67,7 @@ async def make_oracle() -> Engine:
 
 async def make_llama() -> Engine:
     try:
-        models = await prepared_models()
+        models = await prepared_models(print)
     except ChildFailed as error:
         raise CannotMeasure(str(error)) from error
     return build_engine(EngineSettings(kind="llama_cpp", model=str(models.edge), slots=2))

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import aiohttp
 
 import tidegate
+from benchmarks.talker import commands, say
 
 
 class Door(Protocol):
@@ -58,15 +59,15 @@ class HttpDoor:
                     yield
 
 
-async def serve(door: Door, commands: asyncio.StreamReader) -> None:
+async def serve(door: Door, orders: asyncio.StreamReader) -> None:
     running: asyncio.Task[None] | None = None
-    say("ready")
-    while line := await commands.readline():
+    tell("ready")
+    while line := await orders.readline():
         command: dict[str, Any] = json.loads(line)
         if "go" in command:
             running = asyncio.create_task(answer(door, **command["go"]))
         elif running is not None:
-            say("cancelled")
+            tell("cancelled")
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
@@ -78,21 +79,18 @@ async def answer(door: Door, prompt: str, max_tokens: int) -> None:
         async for _ in door.stream(prompt, max_tokens):
             if not seen:
                 seen = True
-                say("first")
-        say("ended", why="finished")
+                tell("first")
+        tell("ended", why="finished")
     except (tidegate.TidegateError, aiohttp.ClientError) as error:
-        say("ended", why=f"{type(error).__name__}: {error}")
+        tell("ended", why=f"{type(error).__name__}: {error}")
 
 
-def say(event: str, **more: str) -> None:
-    print(json.dumps({"event": event, "at": time.monotonic(), **more}), flush=True)
+def tell(event: str, **more: str) -> None:
+    say({"event": event, "at": time.monotonic(), **more})
 
 
 async def main(kind: str, address: str) -> None:
-    commands = asyncio.StreamReader(limit=1 << 20)
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    await serve(GrpcDoor(address) if kind == "grpc" else HttpDoor(address), commands)
+    await serve(GrpcDoor(address) if kind == "grpc" else HttpDoor(address), await commands())
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 import sys
 import time
 
 from benchmarks.link.simnode import HOT_MODEL, MODEL, SimNode
+from benchmarks.talker import say
 from tidegate.link.client import LinkClient, LinkCredentials
 from tidegate.routing.domain import AttemptKey
 
@@ -24,7 +24,7 @@ DIAL_GAP_S = 0.01
 
 
 def tell_cancel(key: AttemptKey) -> None:
-    print(json.dumps({"cancel": key.request_id, "at": time.monotonic()}), flush=True)
+    say({"cancel": key.request_id, "at": time.monotonic()})
 
 
 async def live(number: int, gateway: str) -> None:
