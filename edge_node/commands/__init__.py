@@ -13,6 +13,7 @@ from serving.engines.base import EngineUnavailable
 
 COMMANDS = {
     "quantize": "make smaller variants of a model and measure what each costs in quality",
+    "prune": "make variants with fewer layers",
 }
 
 

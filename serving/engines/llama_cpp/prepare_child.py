@@ -19,7 +19,7 @@ from serving.engines.llama_cpp.quality import perplexity
 
 _STEP = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
 # Work of minutes must not slow the daemon that serves beside it.
-_BACKGROUND = 10
+BACKGROUND = 10
 
 
 def quantize(task: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def main(argument: str) -> int:
     try:
         if task["task"] == "quantize":
             _follow_log()
-            os.nice(_BACKGROUND)
+            os.nice(BACKGROUND)
             quantize(task)
             _say({"done": None})
         else:
