@@ -204,6 +204,10 @@ class NodeRuntime:
             self._engine.submit(work)
         except EngineRefused as refused:
             raise WorkRefused(refused.failure) from refused
+        except Exception:
+            # Half taken in, it would compute for nobody.
+            self._engine.cancel(work.key)
+            raise
         self._fences.seen(work.key)
         active = _Active(work, listener, work.start_index)
         if work.remaining_ms is not None:

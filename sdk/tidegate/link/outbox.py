@@ -33,6 +33,10 @@ class Outbox:
         self._credits: dict[AttemptKey, int] = {}
         self._changed = changed or asyncio.Event()
 
+    def __contains__(self, key: AttemptKey) -> bool:
+        """Outputs of this attempt may still come or wait here."""
+        return key in self._credits
+
     @property
     def empty(self) -> bool:
         """Nothing waits, with or without credit."""

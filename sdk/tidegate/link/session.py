@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -262,12 +263,24 @@ class LinkSession:
         if work is None:
             return
         self._last_work_seq = max(self._last_work_seq, work.work_seq)
+        if work.key in self._outbox:
+            # Sent twice: the one that runs keeps its credits and its outputs.
+            self._bounce(work.key, Failure(Cause.FENCED, "this attempt runs already"))
+            return
         self._outbox.open(work.key, work.credits)
         try:
             self._service.submit(self, work)
         except WorkRefused as refused:
-            self._outbox.forget(work.key)
-            self._bounce(work.key, refused.failure)
+            self._refuse(work.key, refused.failure)
+        except Exception as error:  # noqa: BLE001 - logged below, without its words
+            # One request's defect is not the link's. The error's own words may quote the prompt.
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            log.error("work could not be taken", extra={"error": type(error).__name__, "trace": trace})
+            self._refuse(work.key, Failure(Cause.INTERNAL, "the node failed to take the work"))
+
+    def _refuse(self, key: AttemptKey, failure: Failure) -> None:
+        self._outbox.forget(key)
+        self._bounce(key, failure)
 
     def _bounce(self, key: AttemptKey, failure: Failure) -> None:
         bounce = node_pb2.Bounce(

@@ -288,6 +288,26 @@ async def test_an_engine_whose_steps_break_fails_its_work(caplog: pytest.LogCapt
 # --- broken listeners ---
 
 
+class HalfTaking(OracleEngine):
+    """Takes work in and then fails over it."""
+
+    def submit(self, work: Work) -> None:
+        super().submit(work)
+        raise KeyError("a defect")
+
+
+async def test_work_an_engine_fails_over_does_not_stay_in_it() -> None:
+    runtime = NodeRuntime(HalfTaking(SETTINGS), IDENTITY)
+    await runtime.start()
+    listener = Listener()
+    runtime.attach(listener)
+    with pytest.raises(KeyError):
+        runtime.submit(listener, work("a"))
+    load = runtime.load()
+    assert (load.running, load.queued) == (0, 0)
+    await runtime.stop(0.0)
+
+
 @pytest.mark.parametrize("broken", ["deliver", "load_changed", "cache_changed"])
 async def test_a_broken_listener_is_dropped_and_hurts_nobody(
     broken: str, caplog: pytest.LogCaptureFixture

@@ -119,7 +119,8 @@ async def test_a_flushed_link_waits_for_the_gateway_and_does_not_come_back(play:
     await asyncio.sleep(1.0)
     assert await client.flush(2.0)
     assert asyncio.get_running_loop().time() == pytest.approx(1.5)
-    assert task.done() and not task.cancelled()
+    assert task.done()
+    assert not task.cancelled()
     assert ScriptedSession.started_s == [0.0]
     assert await client.flush(2.0)
 
