@@ -53,6 +53,7 @@ class Programs:
     async def start_gateway(self, extra_toml: str = "") -> Child:
         """A gateway whose state is in its own process; nodes without a token join as edge nodes."""
         config = f"""
+default_tier = "edge"
 [grpc]
 port = {self.ports.grpc}
 [link]
