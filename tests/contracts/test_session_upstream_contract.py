@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -51,10 +52,11 @@ class DirectLink:
             match await self._session.next_data():
                 case WorkCommand(work, first_fragment):
                     size = len(work.input)
-                    self._take(self._intake.begin(replace(work, input=first_fragment), size))
+                    head = replace(work, input=first_fragment)
+                    self._take(self._intake.begin(head, size, time.monotonic()))
                 case FragmentCommand(key, data):
                     self._session.acked(len(data))
-                    self._take(self._intake.add(key, data))
+                    self._take(self._intake.add(key, data, time.monotonic()))
                 case CreditCommand(key, chunks):
                     self._outbox.grant(key, chunks)
 

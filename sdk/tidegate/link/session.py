@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from tidegate.link import codec
-from tidegate.link.intake import MAX_INPUT_BYTES, Intake, IntakeError
+from tidegate.link.intake import Intake, IntakeError, IntakeRefused
 from tidegate.link.seam import NodeService, WorkRefused
 from tidegate.link.uplink import Uplink
 from tidegate.node.v1 import node_pb2, node_pb2_grpc
@@ -74,7 +74,6 @@ class LinkSession:
         self._uplink = Uplink()
         self._outbox = self._uplink.outbox
         self._intake = Intake()
-        self._last_work_seq = 0
         self._heartbeat_s = 2.0
         self._load_dirty = asyncio.Event()
         self._control_wake = asyncio.Event()
@@ -211,7 +210,7 @@ class LinkSession:
             if due_in <= 0 or self._last_beat_asked:
                 self._load_dirty.clear()
                 last_beat = self._clock()
-                load = replace(self._service.load(), last_work_seq=self._last_work_seq)
+                load = replace(self._service.load(), last_work_seq=self._intake.acked_seq)
                 await control.write(node_pb2.ControlRequest(heartbeat=codec.load_to_pb(load)))
                 if self._last_beat_asked:
                     self._last_beat_asked = False
@@ -244,25 +243,34 @@ class LinkSession:
                     fragment = message.work_fragment
                     ack = node_pb2.FragmentAck(bytes=len(fragment.data))
                     self._uplink.reply(node_pb2.DataRequest(fragment_ack=ack))
-                    self._take(self._intake.add(codec.key_from_pb(fragment.key), fragment.data))
+                    key = codec.key_from_pb(fragment.key)
+                    self._take(self._intake.add(key, fragment.data, self._clock()))
                 elif kind == "credit":
                     self._outbox.grant(codec.key_from_pb(message.credit.key), message.credit.chunks)
+            except IntakeRefused as refused:
+                self._bounce(refused.key, refused.failure)
             except IntakeError as error:
                 raise LinkLost(f"protocol error: {error}") from error
         raise LinkLost("the gateway ended the data stream")
 
     def _begin(self, work: Work, input_bytes: int) -> None:
-        """One input that is too large costs its own request, not the link with all others."""
-        if input_bytes > MAX_INPUT_BYTES:
-            detail = f"an input of {input_bytes} bytes is above the limit of {MAX_INPUT_BYTES}"
-            self._bounce(work.key, Failure(Cause.INVALID_INPUT, detail))
-        else:
-            self._take(self._intake.begin(work, input_bytes))
+        self._take(self._intake.begin(work, input_bytes, self._clock()))
+        if work.key in self._intake and (failure := self._no_room()) is not None:
+            # Better now than after the rest of a large input has come.
+            self._intake.cancel(work.key)
+            self._bounce(work.key, failure)
+
+    def _no_room(self) -> Failure | None:
+        load, said = self._service.load(), self._service.announcement()
+        if load.draining:
+            return Failure(Cause.DRAINING, "the node takes no more work")
+        if load.running + load.queued >= said.slots + said.queue_limit:
+            return Failure(Cause.OVERLOADED, f"{load.running + load.queued} sequences run or wait already")
+        return None
 
     def _take(self, work: Work | None) -> None:
         if work is None:
             return
-        self._last_work_seq = max(self._last_work_seq, work.work_seq)
         if work.key in self._outbox:
             # Sent twice: the one that runs keeps its credits and its outputs.
             self._bounce(work.key, Failure(Cause.FENCED, "this attempt runs already"))

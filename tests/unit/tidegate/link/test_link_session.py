@@ -17,6 +17,7 @@ from tidegate.link.seam import NodeListener, WorkRefused
 from tidegate.link.session import LinkLost, LinkSession
 from tidegate.node.v1 import node_pb2
 from tidegate.routing.domain import (
+    Announcement,
     AttemptKey,
     CacheDelta,
     Cause,
@@ -25,12 +26,17 @@ from tidegate.routing.domain import (
     FinishReason,
     InputKind,
     NodeLoad,
+    ReplayClass,
     Sampling,
     SequenceOutput,
+    Speeds,
     Work,
 )
 
 pytestmark = pytest.mark.looptime
+
+
+ANNOUNCEMENT = Announcement("n1", "boot", "n1", (), 2, 1, "b", ReplayClass.NONE, "", "", Speeds(1.0, ()))
 
 
 class Stream:
@@ -64,6 +70,9 @@ class NotingNode:
         self.now = NodeLoad(ready=True)
         self.taken: list[Work] = []
         self.defect: Exception | None = None
+
+    def announcement(self) -> Announcement:
+        return ANNOUNCEMENT
 
     def load(self) -> NodeLoad:
         return self.now
@@ -208,3 +217,52 @@ async def test_a_running_answer_keeps_a_finishing_link() -> None:
         link.session.finish()
         await asyncio.sleep(5.0)
         assert link.data.incoming.empty()
+
+
+async def test_a_large_work_is_acknowledged_when_it_is_whole() -> None:
+    async with linked() as link:
+        await link.give(work("big", b"x" * 10, work_seq=1), first=4)
+        await link.give(work("small", work_seq=2))
+        await asyncio.sleep(2.5)
+        assert [w.key.request_id for w in link.node.taken] == ["small"]
+        assert link.beats[-1].last_work_seq == 0
+        await link.fragment("big", b"x" * 6)
+        await asyncio.sleep(2.5)
+        assert link.node.taken[-1].input == b"x" * 10
+        assert link.beats[-1].last_work_seq == 2
+
+
+async def test_a_deadline_counts_from_the_head_of_a_work() -> None:
+    async with linked() as link:
+        await link.give(work("r1", b"x" * 10, remaining_ms=3000.0), first=4)
+        await asyncio.sleep(1.0)
+        await link.fragment("r1", b"x" * 6)
+        left_ms = link.node.taken[0].remaining_ms
+        assert left_ms is not None
+        assert left_ms == pytest.approx(2000.0, abs=10.0)
+        await link.give(work("r2", b"x" * 10, remaining_ms=500.0), first=4)
+        await asyncio.sleep(1.0)
+        await link.fragment("r2", b"x" * 6)
+        assert link.bounces == [("r2", Cause.DEADLINE)]
+        assert len(link.data.sent("fragment_ack")) == 2
+
+
+@pytest.mark.parametrize(
+    ("load", "cause"),
+    [
+        (NodeLoad(ready=True, draining=True), Cause.DRAINING),
+        (NodeLoad(ready=True, running=2, queued=1), Cause.OVERLOADED),
+    ],
+)
+async def test_a_node_without_room_says_so_before_a_large_input_has_come(
+    load: NodeLoad, cause: Cause
+) -> None:
+    async with linked() as link:
+        await link.give(work("r0", b"x" * 10), first=4)
+        assert link.bounces == []
+        link.node.now = load
+        await link.give(work("r1", b"x" * 10), first=4)
+        assert link.bounces == [("r1", cause)]
+        await link.fragment("r1", b"x" * 6)
+        assert link.node.taken == []
+        assert len(link.data.sent("fragment_ack")) == 1
