@@ -35,6 +35,8 @@ from tidegate.routing.domain import (
 _LOG = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 0.5
 _END_GRACE_S = 0.7
+# What a frame that is not as agreed raises when it is read.
+_MALFORMED = (ProtocolError, KeyError, IndexError, TypeError, ValueError)
 
 
 class LlamaCppEngine:
@@ -75,6 +77,8 @@ class LlamaCppEngine:
             asyncio.create_task(self._supervise(child), name="llama-supervise"),
             asyncio.create_task(self._watch(), name="llama-watch"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
         return describe(self._settings, header, entry, self._digest, ready, self._current_speeds())
 
     def submit(self, work: Work) -> None:
@@ -144,7 +148,8 @@ class LlamaCppEngine:
     async def stop(self, grace_s: float) -> None:
         self._stopping = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -167,22 +172,32 @@ class LlamaCppEngine:
         except OSError as error:
             raise EngineUnavailable(f"the engine process cannot be started: {error}") from error
         try:
-            ready = await asyncio.wait_for(child.receive(), self._settings.load_timeout_s)
+            async with asyncio.timeout(self._settings.load_timeout_s):
+                ready = await child.receive()
             if ready is None or ready["t"] != "ready":
                 detail = (
                     "its process died while loading (out of memory?)" if ready is None else ready["detail"]
                 )
                 raise EngineUnavailable(f"the model {self._settings.model_path} cannot be loaded: {detail}")
+            self._take_over(child, ready)
         except TimeoutError:
-            await child.end(0.0)
+            await self._give_up(child)
             raise EngineUnavailable(
                 f"the model did not load within {self._settings.load_timeout_s:g} s (load_timeout_s)"
             ) from None
+        except _MALFORMED as error:
+            await self._give_up(child)
+            raise EngineUnavailable(
+                f"the engine process sent a first frame that cannot be used ({type(error).__name__})"
+            ) from error
         except BaseException:
-            await child.end(0.0)
+            await self._give_up(child)
             raise
-        self._take_over(child, ready)
         return child, ready
+
+    async def _give_up(self, child: ChildProcess) -> None:
+        self._ready, self._child = False, None
+        await child.end(0.0)
 
     def _take_over(self, child: ChildProcess, ready: Frame) -> None:
         self._child = child
@@ -218,6 +233,15 @@ class LlamaCppEngine:
             self._fail_all(failure)
             child = await self._relaunch()
 
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody would start the child again: ends the steps, so that the node's owner notices."""
+        if task.cancelled():
+            return
+        _LOG.error("%s ended for good", task.get_name(), exc_info=task.exception())
+        self._ready = False
+        self._fail_all(Failure(Cause.INTERNAL, "the engine's supervision ended"))
+        self._outbox.close()
+
     def _why(self, status: int) -> Failure:
         if self._hung:
             limit = self._settings.hang_timeout_s
@@ -244,7 +268,7 @@ class LlamaCppEngine:
                 continue
             try:
                 self._take_step(frame)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except _MALFORMED as error:
                 raise ProtocolError(f"a step frame is malformed ({type(error).__name__})") from error
 
     def _take_step(self, frame: Frame) -> None:
