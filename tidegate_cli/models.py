@@ -33,7 +33,7 @@ def facts(path: Path) -> ModelFacts:
     return ModelFacts(entry["quantization"], entry["bytes"] / 1e6, entry.get("perplexity"))
 
 
-async def prepared_models(say: Say) -> ModelFiles:
+async def prepared_models(say: Say = lambda line: None) -> ModelFiles:
     """Makes what is missing and tells of its progress. Raises ChildFailed."""
     # Imported here: a CLI that only lists nodes needs no engine code.
     from serving.engines.base import EngineUnavailable

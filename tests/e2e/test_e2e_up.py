@@ -120,6 +120,17 @@ async def test_up_serves_and_its_end_is_everybody_s(tmp_path: Path, number: sign
     assert folders(tmp_path) == []
 
 
+async def test_up_that_is_killed_takes_its_children_along(tmp_path: Path) -> None:
+    async with tidegate_command("up", "--free-ports", "--engine", "oracle", tmp=tmp_path) as up:
+        await up.line_with("try: ")
+        family = up.family()
+        up.process.kill()
+        await up.process.communicate()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, family, END_S)
+        assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert len(family) >= 6
+
+
 async def test_up_ends_while_it_is_still_starting(tmp_path: Path) -> None:
     async with tidegate_command("up", "--free-ports", "--engine", "oracle", tmp=tmp_path) as up:
         await up.line_with("starting")

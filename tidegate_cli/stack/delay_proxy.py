@@ -1,7 +1,7 @@
 """A TCP proxy that adds a fixed delay each way: on one machine, the distance to a cloud.
 
-Run as `python -m tidegate_cli.stack.delay_proxy LISTEN_PORT TARGET_PORT ONE_WAY_MS`. Bytes keep their order
-and their timing among each other; bandwidth is not limited. Either side may close its half and still read.
+Run as a script: LISTEN_PORT TARGET_PORT ONE_WAY_MS. Bytes keep their order and their timing among each other;
+bandwidth is not limited. Either side may close its half and still read.
 """
 
 from __future__ import annotations

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import tidegate
-from tidegate_cli.stack import configs
+from tidegate_cli.stack import configs, delay_proxy
 from tidegate_cli.stack.configs import EngineKind, ModelFiles
 from tidegate_cli.stack.ports import StackPorts, check_free
 from tidegate_cli.stack.preflight import check_machine, valkey_binary
-from tidegate_cli.stack.process import Child, ChildFailed, python_module
+from tidegate_cli.stack.process import Child, ChildFailed, Guard, python_module, python_script
 
 READY_S = 60.0
-STOP_S = 3.0
+# Ctrl-C ends everything within 5 s, with room for a busy machine.
+STOP_S = 2.5
 EDGES = ("edge-a", "edge-b")
 CLOUD = "cloud-1"
 ONCE = tidegate.RetryPolicy(attempts=1)
@@ -51,6 +52,7 @@ class LocalFleet:
         self._say = say
         self.folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
         self.children: dict[str, Child] = {}
+        self._guard: Guard | None = None
 
     @property
     def address(self) -> str:
@@ -61,6 +63,7 @@ class LocalFleet:
         check_machine(self.options.engine)
         check_free(self.options.ports)
         configs.write_secrets(self.folder)
+        self._guard = Guard()
         self._start_delay()
         # All at once: nodes load their models meanwhile, and dial until the gateway is there.
         await together(
@@ -100,7 +103,7 @@ class LocalFleet:
     def _start_delay(self) -> None:
         ports = self.options.ports
         args = (str(ports.cloud_link), str(ports.link), str(self.options.cloud_delay_ms / 2))
-        self._spawn("delay", python_module("tidegate_cli.stack.delay_proxy", *args))
+        self._spawn("delay", python_script(Path(delay_proxy.__file__), *args))
 
     async def start_edge(self, name: str) -> None:
         """Ready means that the device's own API serves."""
@@ -152,6 +155,8 @@ class LocalFleet:
     async def stop(self, *, keep_logs: bool = False) -> None:
         """Ends all children at once, within about STOP_S, and removes the folder unless told to keep it."""
         await asyncio.gather(*(child.stop(STOP_S) for child in self.children.values()))
+        if self._guard is not None:
+            self._guard.close()
         if not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -161,10 +166,15 @@ class LocalFleet:
     def _spawn(self, name: str, command: list[str]) -> Child:
         if name in self.children:
             # What a killed one may have left running would hold its ports and its identity.
-            self.children[name].kill_session()
+            before = self.children[name]
+            before.kill_session()
+            if self._guard is not None:
+                self._guard.forget(before)
         child = Child(name, command, self.folder / f"{name}.log", _environ())
         self.children[name] = child
         child.start()
+        if self._guard is not None:
+            self._guard.watch(child)
         return child
 
 

@@ -117,6 +117,48 @@ class Child:
                 self._process.wait(timeout_s)
 
 
+class Guard:
+    """Ends the children should this process die without doing so itself; see guard.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            python_script(Path(__file__).with_name("guard.py")),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def watch(self, child: Child) -> None:
+        self._tell(str(child.pid))
+
+    def forget(self, child: Child) -> None:
+        """It was ended; its PID may be somebody else's soon."""
+        self._tell(f"-{child.pid}")
+
+    def close(self) -> None:
+        """All children were ended. Idempotent."""
+        self._tell("done")
+        # It may not even have begun: nothing is left to wait for.
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+    def _tell(self, word: str) -> None:
+        # A guard that somebody killed guards nothing more; the stack itself goes on.
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{word}\n".encode())
+            self._process.stdin.flush()
+
+
+def python_script(script: Path, *args: str) -> list[str]:
+    """Command line that runs a file with this interpreter; unlike a module, without its packages."""
+    return [sys.executable, str(script), *args]
+
+
 def python_module(module: str, *args: str) -> list[str]:
     """Command line that runs a module with this interpreter."""
     return [sys.executable, "-m", module, *args]

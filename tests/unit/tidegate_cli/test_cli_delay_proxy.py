@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tidegate_cli.stack import Child
+from tidegate_cli.stack import Child, delay_proxy
 from tidegate_cli.stack.ports import free_ports
-from tidegate_cli.stack.process import python_module
+from tidegate_cli.stack.process import python_script
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Server = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Start = Callable[[Server | None, float], Awaitable[Callable[[], Awaitable[Streams]]]]
 
 LIMIT_S = 20.0
+PROXY = Path(delay_proxy.__file__)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,7 +62,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                 target = await asyncio.start_server(serve, "127.0.0.1", ports.http)
                 stack.callback(target.close)
             args = (str(ports.grpc), str(ports.http), str(one_way_ms))
-            command = python_module("tidegate_cli.stack.delay_proxy", *args)
+            command = python_script(PROXY, *args)
             child = Child("delay", command, tmp_path / "delay.log")
             child.start()
             stack.push_async_callback(child.stop, 2.0)
@@ -191,7 +192,7 @@ async def test_taken_port_is_one_line(tmp_path: Path) -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         args = (str(holder.getsockname()[1]), "1", "5")
-        child = Child("delay", python_module("tidegate_cli.stack.delay_proxy", *args), tmp_path / "log")
+        child = Child("delay", python_script(PROXY, *args), tmp_path / "log")
         child.start()
         async with asyncio.timeout(LIMIT_S):
             while child.alive:
