@@ -123,7 +123,8 @@ class OracleEngine:
     async def stop(self, grace_s: float) -> None:
         self._stopping = True
         try:
-            await asyncio.wait_for(self._idle.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
         except TimeoutError:
             pass
         if self._restart is not None:

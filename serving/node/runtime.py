@@ -99,7 +99,8 @@ class NodeRuntime:
         self.drain()
         await self.wait_drained(grace_s)
         try:
-            await asyncio.wait_for(self._engine.stop(0.0), ENGINE_STOP_S)
+            async with asyncio.timeout(ENGINE_STOP_S):
+                await self._engine.stop(0.0)
         except TimeoutError:
             logger.error("the engine did not stop within %s s", ENGINE_STOP_S)
         if self._tasks:
@@ -122,7 +123,8 @@ class NodeRuntime:
     async def wait_drained(self, grace_s: float) -> bool:
         """True as soon as nothing runs or waits, False after grace_s."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._empty.wait()
         return self._empty.is_set()
 
     # --- what a link reads ---

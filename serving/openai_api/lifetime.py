@@ -39,7 +39,8 @@ class Answers:
     async def stop(self, grace_s: float) -> None:
         """Lets answers end by themselves for `grace_s`, then ends them."""
         try:
-            await asyncio.wait_for(self._none.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._none.wait()
         except TimeoutError:
             now_s = asyncio.get_running_loop().time()
             for limit in tuple(self._limits):
