@@ -142,7 +142,8 @@ class GatewaySettings(ProgramSettings):
     clients: tuple[ClientKey, ...] = Field(default=(), description="API keys; none leaves the doors open")
     nodes: tuple[NodeRule, ...] = Field(default=(), description="Operator's table of nodes")
     default_tier: Literal["edge", "cloud"] | None = Field(
-        default="edge", description="Tier of nodes in no row while no join token is configured; unset refuses"
+        default=None,
+        description="Tier of nodes in no row, where no join token is configured; unset turns them away",
     )
     data_classes: tuple[DataClassRule, ...] = Field(
         default=DEFAULT_CLASSES, description="Data classes, loosest first; the first one is the default"

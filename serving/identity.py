@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class NodeIdentity:
         self._lock_fd = lock_fd
         self.ephemeral = ephemeral
         self.public_key: bytes = key.public_key().public_bytes_raw()
-        self.node_id: str = hashlib.sha256(self.public_key).hexdigest()[:32]
+        self.node_id: str = node_id_of(self.public_key)
         self.boot_id: str = secrets.token_hex(8)
 
     def next_link_epoch(self) -> int:
@@ -63,6 +64,10 @@ class NodeIdentity:
     def sign(self, data: bytes) -> bytes:
         """Ed25519 signature, 64 bytes."""
         return self._key.sign(data)
+
+    def prove(self, data: bytes) -> tuple[bytes, bytes]:
+        """Public key and signature: shows that `node_id` is ours."""
+        return self.public_key, self.sign(data)
 
     def close(self) -> None:
         """Frees the state folder for another process."""
@@ -186,3 +191,19 @@ def _next_boot(boots_file: Path, now_s: float) -> int:
     except OSError as error:
         _log.warning("cannot store the boot number: the clock stands in", extra={"cause": error.strerror})
     return boot_no
+
+
+def node_id_of(public_key: bytes) -> str:
+    """The id that only this key's owner can prove: 32 hexadecimal digits of the key's SHA-256."""
+    return hashlib.sha256(public_key).hexdigest()[:32]
+
+
+def is_proven(node_id: str, public_key: bytes, signature: bytes, data: bytes) -> bool:
+    """True when `signature` is the key's over `data`, and the key's id is `node_id`."""
+    if node_id_of(public_key) != node_id:
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

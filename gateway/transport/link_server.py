@@ -17,6 +17,7 @@ from gateway.telemetry import Metrics
 from gateway.transport.link_messages import encode_control, encode_data
 from gateway.upstream import LinkRegistry, NodeSession
 from gateway.upstream.commands import CacheResyncCommand, PingCommand
+from serving.identity import is_proven
 from tidegate.link import codec
 from tidegate.node.v1 import node_pb2, node_pb2_grpc
 from tidegate.routing.domain import Cause, ServeError
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S = 5.0
 OLDEST_PROTOCOL = 1_000
+NONCE_BYTES = 32
 ENDED = "the node ended its link"
 MAX_PINGS = 8
 # A wake-up this much late means that this process stood still (a paused machine, a starved CPU).
@@ -101,6 +103,8 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
 
     async def _register(self, context: Any) -> _Link:
         """Reads Register and takes the node in; ends the RPC when it may not join."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        await context.write(node_pb2.ControlResponse(challenge=node_pb2.Challenge(nonce=nonce)))
         register = (await _first_message(context, "register")).register
         if register.protocol_version < OLDEST_PROTOCOL:
             await context.abort(
@@ -112,8 +116,10 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         if self.draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway is shutting down")
         try:
-            binding = self._operator.binding_for(register.node_id, register.join_token)
             announcement = codec.register_from_pb(register)
+            said = codec.proof_message(nonce, announcement, register.link_epoch)
+            proven = is_proven(register.node_id, register.public_key, register.signature, said)
+            binding = self._operator.binding_for(register.node_id, register.join_token, is_proven=proven)
         except UnknownNode as error:
             self._metrics.link_events.labels("refused").inc()
             log.warning("node refused", extra={"node_id": register.node_id, "reason": str(error)})
@@ -124,6 +130,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         session = NodeSession(
             node_id,
             register.link_epoch,
+            is_proven=proven,
             on_open=lambda work: self._fleet.sent(node_id, work),
             on_first_token=lambda key: self._fleet.prefilled(node_id, key),
             on_end=lambda key: self._fleet.ended(node_id, key),

@@ -18,10 +18,14 @@ class LinkRegistry:
         self._sessions: dict[str, NodeSession] = {}
 
     def add(self, session: NodeSession) -> bool:
-        """False when a link with the same or a higher epoch is there already."""
+        """False when a link with the same or a higher epoch is there already.
+
+        Who proved that the id is his own gives way to nobody who did not, and nobody to him.
+        """
         old = self._sessions.get(session.node_id)
         if old is not None:
-            if old.link_epoch >= session.link_epoch:
+            is_newer = session.link_epoch > old.link_epoch
+            if not (is_newer if old.is_proven is session.is_proven else session.is_proven):
                 return False
             old.close("replaced by a newer link of the same node")
         self._sessions[session.node_id] = session

@@ -26,12 +26,14 @@ class NodeSession:
         node_id: str,
         link_epoch: int,
         *,
+        is_proven: bool = False,
         on_open: Callable[[Work], None],
         on_first_token: Callable[[AttemptKey], None],
         on_end: Callable[[AttemptKey], None],
     ) -> None:
         self.node_id = node_id
         self.link_epoch = link_epoch
+        self.is_proven = is_proven
         self._on_open = on_open
         self._on_first_token = on_first_token
         self._on_end = on_end

@@ -23,7 +23,9 @@ class TestLinkUpstream(UpstreamContract):
     @pytest.fixture
     async def far(self) -> AsyncIterator[Far]:
         app = GatewayApp(
-            GatewaySettings.model_validate({"grpc": {"port": 0}, "link": {"port": 0}, "http": {"port": 0}})
+            GatewaySettings.model_validate(
+                {"grpc": {"port": 0}, "link": {"port": 0}, "http": {"port": 0}, "default_tier": "edge"}
+            )
         )
         ports = await app.start()
         engine = OracleEngine(SETTINGS)

@@ -74,11 +74,14 @@ async def start_node(
     *,
     join_token: str = "",
     tls: TlsConfig | None = None,
+    prove: Callable[[bytes], tuple[bytes, bytes]] | None = None,
 ) -> Node:
     engine = OracleEngine(settings)
     runtime = NodeRuntime(engine, NamedIdentity(node_id, "boot", f"name-{node_id}"))
     await runtime.start()
-    credentials = LinkCredentials(next_link_epoch=lambda: next(_epochs), join_token=join_token, tls=tls)
+    credentials = LinkCredentials(
+        next_link_epoch=lambda: next(_epochs), prove=prove, join_token=join_token, tls=tls
+    )
     link = LinkClient(runtime, address, credentials, clock=time.monotonic, rng=random.random)
     return Node(node_id, engine, runtime, link, asyncio.create_task(link.run()))
 
@@ -92,6 +95,7 @@ class Rig:
             "link": FAST_LINK,
             "http": {"port": 0},
             "limits": {"drain_s": 5.0},
+            "default_tier": "edge",
         }
         self.settings = GatewaySettings.model_validate({**base, **settings})
         self.nodes: list[Node] = []

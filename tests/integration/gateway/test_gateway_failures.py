@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,18 +25,30 @@ from tidegate.routing.domain import (
 )
 
 # The first attempt goes to the cheap node.
-TIERS = [
-    {"tier": "edge", "node_ids": ["cheap"], "cost_per_mtoken": 0.0},
-    {"tier": "edge", "node_ids": ["spare"], "cost_per_mtoken": 5.0},
-]
+COSTS = {"cheap": 0.0, "spare": 5.0}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The operator's table: one join token for each cost."""
+    table: list[dict[str, Any]] = []
+    for name, cost in COSTS.items():
+        (folder / name).write_text(f"join-{name}\n")
+        table.append({"tier": "edge", "join_token": {"file": folder / name}, "cost_per_mtoken": cost})
+    return table
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[Rig]:
+def limits() -> dict[str, Any]:
+    """Short, so that a hang shows soon."""
+    return {"first_token_stall_s": 0.5, "token_stall_s": 0.5}
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, limits: dict[str, Any]) -> AsyncIterator[Rig]:
     """A cheap node that every first attempt goes to, and a spare one."""
-    async with Rig(nodes=TIERS, limits={"first_token_stall_s": 0.5, "token_stall_s": 0.5}) as rig:
-        await rig.add_node("cheap", SLOW)
-        await rig.add_node("spare")
+    async with Rig(nodes=rows(tmp_path), limits=limits) as rig:
+        await rig.add_node("cheap", SLOW, join_token="join-cheap")
+        await rig.add_node("spare", join_token="join-spare")
         yield rig
 
 
@@ -127,11 +140,11 @@ async def test_a_hung_engine_is_given_up_and_others_answer(pair: Rig) -> None:
     await until(lambda: pair.nodes[0].idle, what="the abandoned work being cancelled")
 
 
-async def test_a_full_queue_bounces_work_to_another_node() -> None:
+async def test_a_full_queue_bounces_work_to_another_node(tmp_path: Path) -> None:
     tiny = replace(SLOW, slots=1, queue_limit=0)
-    async with Rig(nodes=TIERS) as rig:
-        await rig.add_node("cheap", tiny)
-        await rig.add_node("spare")
+    async with Rig(nodes=rows(tmp_path)) as rig:
+        await rig.add_node("cheap", tiny, join_token="join-cheap")
+        await rig.add_node("spare", join_token="join-spare")
         answers = await asyncio.gather(*(rig.ask(question(f"r{i}")) for i in range(12)))
         for events in answers:
             assert text_of(events) == expected_text(question("r"))
@@ -172,10 +185,11 @@ async def test_work_sent_while_a_node_begins_to_drain_goes_elsewhere(pair: Rig) 
     assert events[0].route.node_id == "spare"
 
 
+@pytest.mark.parametrize("limits", [{}], ids=["nothing hangs here"])
 async def test_churn_of_nodes_fails_no_request_that_had_no_token(pair: Rig) -> None:
     """Nodes crash and lose their links at random; a request without a token is retried, others say why."""
     rng = random.Random(7)
-    await pair.add_node("third", replace(QUICK, restart_s=0.05))
+    await pair.add_node("third", replace(QUICK, restart_s=0.05), join_token="join-spare")
 
     async def client(number: int) -> str:
         request = question(f"c{number}", f"text {number}", max_tokens=rng.randrange(1, 10))
@@ -197,7 +211,7 @@ async def test_churn_of_nodes_fails_no_request_that_had_no_token(pair: Rig) -> N
             old = pair.nodes[0]
             await old.unlink()
             await old.runtime.stop(0.0)
-            pair.nodes[0] = await start_node("cheap", pair.link_address)
+            pair.nodes[0] = await start_node("cheap", pair.link_address, join_token="join-cheap")
         await asyncio.sleep(0.01)
     results = await asyncio.gather(*clients)
     assert results.count("ok") >= 30

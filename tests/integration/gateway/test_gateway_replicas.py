@@ -13,10 +13,18 @@ from valkey_server import ValkeyServer
 
 from tidegate.routing.domain import Accepted, Code, ServeError
 
-TIERS = [
-    {"tier": "edge", "node_ids": ["a1", "b1"], "cost_per_mtoken": 1.0},
-    {"tier": "cloud", "node_ids": ["a2", "b2"], "cost_per_mtoken": 9.0},
-]
+COSTS = {"edge": 1.0, "cloud": 9.0}
+EDGE = {"join_token": "join-edge"}
+CLOUD = {"join_token": "join-cloud"}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The operator's table: one join token for each tier."""
+    table: list[dict[str, Any]] = []
+    for tier, cost in COSTS.items():
+        (folder / tier).write_text(f"join-{tier}\n")
+        table.append({"tier": tier, "join_token": {"file": folder / tier}, "cost_per_mtoken": cost})
+    return table
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ async def pair(server: ValkeyServer, tmp_path: Path) -> AsyncIterator[tuple[Rig,
     settings: dict[str, Any] = {
         "store": {"url": server.url, "interval_ms": 50.0},
         "fleet_secret": {"file": tmp_path / "secret"},
-        "nodes": TIERS,
+        "nodes": rows(tmp_path),
     }
     async with Rig(**settings, replica_id="gw-a") as one, Rig(**settings, replica_id="gw-b") as two:
         await until(lambda: one.app._sync.up and two.app._sync.up, what="the store being reached")
@@ -43,13 +51,13 @@ async def pair(server: ValkeyServer, tmp_path: Path) -> AsyncIterator[tuple[Rig,
 
 async def test_replicas_see_each_others_nodes_without_sending_work_there(pair: tuple[Rig, Rig]) -> None:
     one, two = pair
-    await one.add_node("a1")
+    await one.add_node("a1", **EDGE)
     await until(lambda: "a1" in two.app.fleet.snapshot().by_id, what="the other replica's node")
     assert not two.app.fleet.snapshot().by_id["a1"].linked_here
     with pytest.raises(ServeError) as caught:
         await two.ask(question("r1"))
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "NOT_LINKED")
-    await two.add_node("b1")
+    await two.add_node("b1", **EDGE)
     accepted = (await two.ask(question("r2")))[0]
     assert isinstance(accepted, Accepted)
     assert accepted.route.node_id == "b1"
@@ -57,7 +65,7 @@ async def test_replicas_see_each_others_nodes_without_sending_work_there(pair: t
 
 async def test_a_node_that_left_is_forgotten_everywhere(pair: tuple[Rig, Rig]) -> None:
     one, two = pair
-    node = await one.add_node("a1")
+    node = await one.add_node("a1", **EDGE)
     await until(lambda: "a1" in two.app.fleet.snapshot().by_id)
     await node.unlink()
     await until(lambda: "a1" not in two.app.fleet.snapshot().by_id, what="it being forgotten")
@@ -65,8 +73,8 @@ async def test_a_node_that_left_is_forgotten_everywhere(pair: tuple[Rig, Rig]) -
 
 async def test_a_sessions_class_holds_on_the_other_replica(pair: tuple[Rig, Rig]) -> None:
     one, two = pair
-    await one.add_node("a1")
-    await two.add_node("b2")
+    await one.add_node("a1", **EDGE)
+    await two.add_node("b2", **CLOUD)
     await one.ask(question("r1", session_id="diary", data_class="restricted"))
     name = two.app._sessions.name("default", "diary")
     await until(lambda: two.app._sessions.data_class(name) == "restricted", what="the class arriving")
@@ -98,8 +106,8 @@ async def test_no_request_notices_what_happens_to_the_store(
     pair: tuple[Rig, Rig], server: ValkeyServer, fault: str
 ) -> None:
     one, two = pair
-    await one.add_node("a1")
-    await two.add_node("b1")
+    await one.add_node("a1", **EDGE)
+    await two.add_node("b1", **EDGE)
     stop = asyncio.Event()
     done = [0, 0]
 
@@ -142,7 +150,7 @@ async def test_no_request_notices_what_happens_to_the_store(
 async def test_a_store_that_is_not_there_at_start_keeps_nobody_waiting(server: ValkeyServer) -> None:
     server.kill()
     async with Rig(store={"url": server.url, "interval_ms": 50.0}) as rig:
-        await rig.add_node("a1", QUICK)
+        await rig.add_node("a1", QUICK, **EDGE)
         assert text_of(await rig.ask(question("r1"))) == expected_text(question("r1"))
         server.start()
         await until(lambda: rig.app._sync.up, what="the store being found")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from gateway_rig import Rig, expected_text, question, start_node, text_of, until
 from raw_node import RawNode, ending, register
 
+from serving.identity import NodeIdentity, load_identity
 from tidegate.node.v1 import node_pb2
 from tidegate.routing.domain import Health, Tier
 
@@ -19,7 +21,15 @@ TOKEN = "join-me-7f3a"
 
 
 @pytest.fixture
-def operator(tmp_path: Path) -> dict[str, Any]:
+def known(tmp_path: Path) -> Iterator[NodeIdentity]:
+    """The key of a node that has a row of its own."""
+    identity = load_identity(tmp_path / "state")
+    yield identity
+    identity.close()
+
+
+@pytest.fixture
+def operator(tmp_path: Path, known: NodeIdentity) -> dict[str, Any]:
     """Nodes with the token are cloud nodes; one of them is known by its id and is not."""
     (tmp_path / "token").write_text(TOKEN + "\n")
     return {
@@ -30,19 +40,56 @@ def operator(tmp_path: Path) -> dict[str, Any]:
                 "region": "eu",
                 "cost_per_mtoken": 3.0,
             },
-            {"node_ids": ["known"], "tier": "edge", "region": "home", "trust": "low"},
+            {"node_ids": [known.node_id], "tier": "edge", "region": "home", "trust": "low"},
         ]
     }
 
 
-async def test_the_operators_table_says_what_a_node_is(operator: dict[str, Any]) -> None:
+async def test_the_operators_table_says_what_a_node_is(operator: dict[str, Any], known: NodeIdentity) -> None:
     async with Rig(**operator) as rig:
         await rig.add_node("n1", join_token=TOKEN)
-        await rig.add_node("known", join_token=TOKEN)
+        await rig.add_node(known.node_id, join_token=TOKEN, prove=known.prove)
         nodes = rig.app.fleet.snapshot().by_id
         assert (nodes["n1"].binding.tier, nodes["n1"].binding.region) == (Tier.CLOUD, "eu")
         assert nodes["n1"].binding.cost_per_mtoken == 3.0
-        assert (nodes["known"].binding.tier, nodes["known"].binding.trust) == (Tier.EDGE, "low")
+        own = nodes[known.node_id].binding
+        assert (own.tier, own.trust) == (Tier.EDGE, "low")
+
+
+async def test_an_id_that_is_only_claimed_gets_the_tokens_row(
+    operator: dict[str, Any], known: NodeIdentity
+) -> None:
+    async with Rig(**operator) as rig:
+        await rig.add_node(known.node_id, join_token=TOKEN)
+        assert rig.app.fleet.snapshot().by_id[known.node_id].binding.tier is Tier.CLOUD
+
+
+async def test_nobody_takes_the_place_of_a_node_that_proved_its_id(
+    operator: dict[str, Any], known: NodeIdentity, tmp_path: Path
+) -> None:
+    other = load_identity(tmp_path / "other")
+    async with Rig(**operator) as rig:
+        node = await rig.add_node(known.node_id, join_token=TOKEN, prove=known.prove)
+        for prove in (None, other.prove):
+            thief = await start_node(known.node_id, rig.link_address, join_token=TOKEN, prove=prove)
+            rig.nodes.append(thief)
+            await asyncio.sleep(0.3)
+            assert not thief.link.connected
+            assert node.link.connected
+        assert rig.app.fleet.snapshot().by_id[known.node_id].binding.tier is Tier.EDGE
+    other.close()
+
+
+async def test_the_owner_of_an_id_takes_it_back_from_who_only_claimed_it(
+    operator: dict[str, Any], known: NodeIdentity
+) -> None:
+    async with Rig(**operator) as rig:
+        thief = await rig.add_node(known.node_id, join_token=TOKEN)
+        assert thief.link.connected
+        owner = await start_node(known.node_id, rig.link_address, join_token=TOKEN, prove=known.prove)
+        rig.nodes.append(owner)
+        await until(lambda: owner.link.connected, what="the owner being linked")
+        assert rig.app.fleet.snapshot().by_id[known.node_id].binding.tier is Tier.EDGE
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])

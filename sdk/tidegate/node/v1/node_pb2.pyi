@@ -133,6 +133,8 @@ class Register(google.protobuf.message.Message):
     HARDWARE_CLASS_FIELD_NUMBER: builtins.int
     SPEEDS_FIELD_NUMBER: builtins.int
     DIRECT_ENDPOINTS_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """Hash of the node's public key."""
     boot_id: builtins.str
@@ -153,6 +155,14 @@ class Register(google.protobuf.message.Message):
     """Model, build, KV type, adapter and template in one hash."""
     hardware_class: builtins.str
     """Processor or accelerator, for pooling what was learned."""
+    public_key: builtins.bytes
+    """Raw Ed25519 key, 32 bytes, whose hash node_id is. Empty together with `signature`: the id is only claimed,
+    then no row of the operator's table that names it counts.
+    """
+    signature: builtins.bytes
+    """Ed25519 signature over "tidegate-register", the challenge's nonce, node_id, boot_id and link_epoch, each
+    but the last ended by a zero byte.
+    """
     @property
     def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[tidegate.common.v1.common_pb2.Variant]: ...
     @property
@@ -179,9 +189,11 @@ class Register(google.protobuf.message.Message):
         hardware_class: builtins.str = ...,
         speeds: tidegate.common.v1.common_pb2.Speeds | None = ...,
         direct_endpoints: collections.abc.Iterable[builtins.str] | None = ...,
+        public_key: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["boot_id", b"boot_id", "build", b"build", "direct_endpoints", b"direct_endpoints", "hardware_class", b"hardware_class", "join_token", b"join_token", "link_epoch", b"link_epoch", "name", b"name", "node_id", b"node_id", "protocol_version", b"protocol_version", "queue_limit", b"queue_limit", "replay_class", b"replay_class", "replay_digest", b"replay_digest", "slots", b"slots", "speeds", b"speeds", "variants", b"variants"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["boot_id", b"boot_id", "build", b"build", "direct_endpoints", b"direct_endpoints", "hardware_class", b"hardware_class", "join_token", b"join_token", "link_epoch", b"link_epoch", "name", b"name", "node_id", b"node_id", "protocol_version", b"protocol_version", "public_key", b"public_key", "queue_limit", b"queue_limit", "replay_class", b"replay_class", "replay_digest", b"replay_digest", "signature", b"signature", "slots", b"slots", "speeds", b"speeds", "variants", b"variants"]) -> None: ...
 
 global___Register = Register
 
@@ -313,9 +325,28 @@ class ControlRequest(google.protobuf.message.Message):
 global___ControlRequest = ControlRequest
 
 @typing.final
-class Registered(google.protobuf.message.Message):
-    """--- Control: gateway to node ---"""
+class Challenge(google.protobuf.message.Message):
+    """--- Control: gateway to node ---
 
+    The gateway's first message, which needs no request.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: builtins.int
+    nonce: builtins.bytes
+    """Random and used once."""
+    def __init__(
+        self,
+        *,
+        nonce: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nonce", b"nonce"]) -> None: ...
+
+global___Challenge = Challenge
+
+@typing.final
+class Registered(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REPLICA_ID_FIELD_NUMBER: builtins.int
@@ -425,6 +456,7 @@ class ControlResponse(google.protobuf.message.Message):
     FENCE_FIELD_NUMBER: builtins.int
     PING_FIELD_NUMBER: builtins.int
     CACHE_RESYNC_FIELD_NUMBER: builtins.int
+    CHALLENGE_FIELD_NUMBER: builtins.int
     @property
     def registered(self) -> global___Registered: ...
     @property
@@ -437,6 +469,8 @@ class ControlResponse(google.protobuf.message.Message):
     def ping(self) -> global___Ping: ...
     @property
     def cache_resync(self) -> global___CacheResync: ...
+    @property
+    def challenge(self) -> global___Challenge: ...
     def __init__(
         self,
         *,
@@ -446,10 +480,11 @@ class ControlResponse(google.protobuf.message.Message):
         fence: global___Fence | None = ...,
         ping: global___Ping | None = ...,
         cache_resync: global___CacheResync | None = ...,
+        challenge: global___Challenge | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cache_resync", b"cache_resync", "cancel", b"cancel", "drain", b"drain", "fence", b"fence", "message", b"message", "ping", b"ping", "registered", b"registered"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cache_resync", b"cache_resync", "cancel", b"cancel", "drain", b"drain", "fence", b"fence", "message", b"message", "ping", b"ping", "registered", b"registered"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["registered", "cancel", "drain", "fence", "ping", "cache_resync"] | None: ...
+    def HasField(self, field_name: typing.Literal["cache_resync", b"cache_resync", "cancel", b"cancel", "challenge", b"challenge", "drain", b"drain", "fence", b"fence", "message", b"message", "ping", b"ping", "registered", b"registered"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cache_resync", b"cache_resync", "cancel", b"cancel", "challenge", b"challenge", "drain", b"drain", "fence", b"fence", "message", b"message", "ping", b"ping", "registered", b"registered"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["registered", "cancel", "drain", "fence", "ping", "cache_resync", "challenge"] | None: ...
 
 global___ControlResponse = ControlResponse
 
@@ -710,9 +745,9 @@ class Work(google.protobuf.message.Message):
     first_fragment: builtins.bytes
     max_tokens: builtins.int
     remaining_ms: builtins.float
-    """Milliseconds left until the hard deadline; 0 when there is none."""
+    """Milliseconds left until the hard deadline; unset when there is none."""
     ttft_remaining_ms: builtins.float
-    """Milliseconds left until the first token is late; 0 when there is no budget."""
+    """Milliseconds left until the first token is late; unset when there is no budget."""
     priority: builtins.int
     credits: builtins.int
     """Chunks the node may send before it needs more credit."""
@@ -747,8 +782,8 @@ class Work(google.protobuf.message.Message):
         sampling: tidegate.common.v1.common_pb2.Sampling | None = ...,
         max_tokens: builtins.int = ...,
         stop: collections.abc.Iterable[builtins.str] | None = ...,
-        remaining_ms: builtins.float = ...,
-        ttft_remaining_ms: builtins.float = ...,
+        remaining_ms: builtins.float | None = ...,
+        ttft_remaining_ms: builtins.float | None = ...,
         priority: builtins.int = ...,
         credits: builtins.int = ...,
         start_index: builtins.int = ...,
@@ -756,8 +791,12 @@ class Work(google.protobuf.message.Message):
         detach_grace_ms: builtins.float = ...,
         work_seq: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["key", b"key", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["credits", b"credits", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "key", b"key", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "ttft_remaining_ms", b"ttft_remaining_ms"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "credits", b"credits", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_remaining_ms", b"_remaining_ms"]) -> typing.Literal["remaining_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttft_remaining_ms", b"_ttft_remaining_ms"]) -> typing.Literal["ttft_remaining_ms"] | None: ...
 
 global___Work = Work
 
