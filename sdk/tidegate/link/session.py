@@ -195,24 +195,31 @@ class LinkSession:
         raise LinkLost("the gateway ended the control stream")
 
     async def _write_control(self, control: Any) -> None:
-        """Pongs first, then heartbeats (on change, at most 1 Hz, and at every interval), then the cache."""
+        """Pongs first, then heartbeats, then the cache.
+
+        A heartbeat goes at every interval, on change but at most at 1 Hz, and at once when the node begins or
+        ceases to take work.
+        """
         self.cache_changed(self._service.cache_full())
         self._load_dirty.set()
         last_beat = -MIN_HEARTBEAT_GAP_S
+        takes_work: tuple[bool, bool] | None = None
         while True:
             while self._pongs:
                 pong = node_pb2.Pong(nonce=self._pongs.pop(0))
                 await control.write(node_pb2.ControlRequest(pong=pong))
+            load = self._service.load()
             since_beat = self._clock() - last_beat
             due_in = self._heartbeat_s - since_beat
             if self._load_dirty.is_set():
                 due_in = min(due_in, MIN_HEARTBEAT_GAP_S - since_beat)
-            if due_in <= 0 or self._last_beat_asked:
+            is_last = self._last_beat_asked
+            if due_in <= 0 or is_last or takes_work != (load.ready, load.draining):
                 self._load_dirty.clear()
-                last_beat = self._clock()
-                load = replace(self._service.load(), last_work_seq=self._intake.acked_seq)
+                last_beat, takes_work = self._clock(), (load.ready, load.draining)
+                load = replace(load, last_work_seq=self._intake.acked_seq)
                 await control.write(node_pb2.ControlRequest(heartbeat=codec.load_to_pb(load)))
-                if self._last_beat_asked:
+                if is_last:
                     self._last_beat_asked = False
                     self._uplink.finish()
             elif self._cache:

@@ -266,3 +266,33 @@ async def test_a_node_without_room_says_so_before_a_large_input_has_come(
         await link.fragment("r1", b"x" * 6)
         assert link.node.taken == []
         assert len(link.data.sent("fragment_ack")) == 1
+
+
+async def test_a_node_that_ceases_to_take_work_says_so_at_once() -> None:
+    async with linked() as link:
+        await asyncio.sleep(10.0)
+        link.session.load_changed()
+        await asyncio.sleep(0.1)
+        # Busier is no news for a second, but these are.
+        for now in (
+            NodeLoad(ready=True, running=1),
+            NodeLoad(ready=False, running=1),
+            NodeLoad(ready=True, running=1),
+            NodeLoad(ready=True, running=1, draining=True),
+        ):
+            link.node.now = now
+            link.session.load_changed()
+            await asyncio.sleep(0.01)
+        told = [(b.ready, b.draining) for b in link.beats[-3:]]
+        assert told == [(False, False), (True, False), (True, True)]
+        assert link.control.sent_at_s("heartbeat")[-3:] == pytest.approx([10.11, 10.12, 10.13], abs=0.005)
+
+
+async def test_load_is_told_once_a_second_however_often_it_changes() -> None:
+    async with linked() as link:
+        link.control.written.clear()
+        for running in range(400):
+            link.node.now = NodeLoad(ready=True, running=running)
+            link.session.load_changed()
+            await asyncio.sleep(0.01)
+        assert len(link.beats) == 4
