@@ -102,14 +102,17 @@ class Links:
         ]
 
     @property
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """Between start() and flush() or stop() none of them ends."""
+        return tuple(self._tasks)
+
+    @property
     def connected(self) -> int:
         return sum(client.connected for client in self._clients)
 
     def start(self) -> None:
         for client in self._clients:
-            task = asyncio.create_task(client.run(), name=f"link-{client.address}")
-            task.add_done_callback(_log_defect)
-            self._tasks.append(task)
+            self._tasks.append(asyncio.create_task(client.run(), name=f"link-{client.address}"))
 
     async def flush(self, grace_s: float) -> bool:
         """False when grace_s was too short for every gateway to read the last outputs."""
@@ -117,11 +120,6 @@ class Links:
 
     async def stop(self, grace_s: float) -> None:
         await asyncio.gather(*(client.stop(grace_s) for client in self._clients))
-
-
-def _log_defect(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("a link ended for good", exc_info=task.exception(), extra={"task": task.get_name()})
 
 
 class NodeProgram:
@@ -160,16 +158,38 @@ class NodeProgram:
         return "draining" if load.draining else "" if load.ready else "engine"
 
     async def run(self, stop: asyncio.Event) -> None:
-        """From loading to the end after `stop`. Raises ProgramError when the engine cannot start."""
+        """From loading to the end after `stop`.
+
+        Raises ProgramError when the engine cannot start, and when a part ends that must not: a service
+        manager then starts the program again, while one that only seems to live would be left alone.
+        """
         try:
             if await self._start_engine(stop):
                 self._links.start()
-                await stop.wait()
+                ended = await self._until_stop(stop)
                 await self._drain()
+                if ended:
+                    raise ProgramError(f"{ended} ended, which it never should: see the log, and report it")
         finally:
             await self.runtime.stop(0.0)
             await self._links.stop(LINK_STOP_S)
             self._identity.close()
+
+    async def _until_stop(self, stop: asyncio.Event) -> str:
+        """Waits for `stop`, or for the end of a part; returns the name of that part."""
+        parts = (*self.runtime.tasks, *self._links.tasks)
+        stopping = asyncio.create_task(stop.wait(), name="stop-wait")
+        try:
+            await asyncio.wait((stopping, *parts), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            await asyncio.wait((stopping,))
+        ended = next((part for part in parts if part.done()), None)
+        if stop.is_set() or ended is None:
+            return ""
+        error = None if ended.cancelled() else ended.exception()
+        _log.error("a part of the node ended", exc_info=error, extra={"task": ended.get_name()})
+        return ended.get_name()
 
     async def _start_engine(self, stop: asyncio.Event) -> bool:
         """False when `stop` came first."""

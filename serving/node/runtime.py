@@ -127,6 +127,11 @@ class NodeRuntime:
                 await self._empty.wait()
         return self._empty.is_set()
 
+    @property
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """Between start() and stop() none of them ends, or the node is no longer one."""
+        return tuple(self._tasks)
+
     # --- what a link reads ---
 
     @property

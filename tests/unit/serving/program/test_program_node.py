@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from aiohttp import web
@@ -14,11 +16,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from edge_node.settings import EdgeSettings
 from serving.engines.base import EngineInfo, EngineUnavailable
 from serving.engines.oracle import OracleEngine, OracleSettings
+from serving.node import NodeRuntime
 from serving.node_program import NodeProgram
 from serving.openai_api.backend import ModelCard
 from serving.settings import SettingsError, load_settings
 from serving.startup import ProgramArgs, ProgramError
-from tidegate.routing.domain import Code, Finished, GenerateRequest, ServeError
+from tidegate.link.backoff import Backoff
+from tidegate.routing.domain import Code, Finished, GenerateRequest, ServeError, StepBatch
 
 REQUEST = GenerateRequest(request_id="r", prompt="hello", max_tokens=3)
 
@@ -80,6 +84,65 @@ async def test_a_crashed_engine_is_not_ready_and_comes_back(
         assert refused.value.code is Code.UNAVAILABLE
         await until_ready(node)
         assert [event async for event in node.backend.generate(REQUEST)]
+
+
+class Breaking(OracleEngine):
+    """Its steps end with an error once `broken` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(OracleSettings())
+        self.broken = asyncio.Event()
+
+    async def steps(self) -> AsyncIterator[StepBatch]:
+        await self.broken.wait()
+        raise ZeroDivisionError
+        yield StepBatch(())
+
+
+def break_steps(engine: Breaking, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.broken.set()
+
+
+def break_watch(engine: Breaking, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> NoReturn:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(NodeRuntime, "_readiness_changed", load)
+
+
+def break_link(engine: Breaking, monkeypatch: pytest.MonkeyPatch) -> None:
+    def next_delay_s(self: Backoff) -> NoReturn:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Backoff, "next_delay_s", next_delay_s)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "name"),
+    [(break_steps, "node-steps"), (break_watch, "node-readiness"), (break_link, "link-127.0.0.1:1")],
+)
+async def test_a_part_that_ends_ends_the_program(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    break_it: Callable[[Breaking, pytest.MonkeyPatch], None],
+    name: str,
+) -> None:
+    engine = Breaking()
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.node_program.build_engine", lambda _: engine)
+        node = NodeProgram(settings(tmp_path, LINK__GATEWAYS="127.0.0.1:1"), ProgramArgs())
+    life = asyncio.create_task(node.run(asyncio.Event()))
+    await until_ready(node)
+    await asyncio.sleep(0.05)
+    assert not life.done()
+    break_it(engine, monkeypatch)
+    with pytest.raises(ProgramError, match=f"^{name} ended"):
+        await asyncio.wait_for(life, 10)
+    monkeypatch.undo()
+    (record,) = [r for r in caplog.records if r.name == "serving.node_program" and r.levelno >= logging.ERROR]
+    assert record.task == name  # type: ignore[attr-defined]
+    await starts_and_stops(settings(tmp_path))  # everything was put away
 
 
 class NoModel(OracleEngine):
