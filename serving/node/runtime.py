@@ -215,7 +215,7 @@ class NodeRuntime:
             # Half taken in, it would compute for nobody.
             self._engine.cancel(work.key)
             raise
-        self._fences.seen(work.key)
+        self._fences.started(work.key)
         active = _Active(work, listener, work.start_index)
         if work.remaining_ms is not None:
             active.deadline = asyncio.get_running_loop().call_later(
@@ -298,7 +298,8 @@ class NodeRuntime:
 
     def _forget(self, active: _Active) -> None:
         active.cancel_timers()
-        self._active.pop(active.work.key, None)
+        if self._active.pop(active.work.key, None) is not None:
+            self._fences.ended(active.work.key)
         if not self._active:
             self._empty.set()
 

@@ -92,6 +92,25 @@ async def test_a_seen_attempt_and_lower_ones_are_refused() -> None:
         assert refusal(node.runtime, listener, work("r", 4)) is Cause.FENCED
 
 
+async def test_running_work_cannot_be_pushed_out_of_the_memory_of_attempts() -> None:
+    engine = OracleEngine(SETTINGS)
+    runtime = NodeRuntime(engine, IDENTITY, fence_entries=4)
+    await runtime.start()
+    listener = Listener()
+    runtime.attach(listener)
+    runtime.submit(listener, work("long", max_tokens=500))
+    for number in range(20):
+        runtime.fence(AttemptKey(f"other{number}", 3))
+    # Were it forgotten, only the engine would know that it runs; a lower attempt would be taken beside it.
+    assert refusal(runtime, listener, work("long")) is Cause.FENCED
+    assert refusal(runtime, listener, work("long", 0)) is Cause.FENCED
+    runtime.cancel(AttemptKey("long", 1))
+    for number in range(20):
+        runtime.fence(AttemptKey(f"more{number}", 3))
+    runtime.submit(listener, work("long"))
+    await runtime.stop(0.0)
+
+
 async def test_work_that_was_refused_may_come_again() -> None:
     async with Node() as node:
         listener = node.listener()
