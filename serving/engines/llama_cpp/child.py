@@ -19,6 +19,7 @@ from serving.engines.llama_cpp.isolate import isolate
 from serving.engines.llama_cpp.loop import DecodeLoop
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
+from serving.engines.llama_cpp.parking import parking_budget
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, Frame, LoadState
 from serving.engines.llama_cpp.selftest import measure
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
@@ -58,7 +59,7 @@ class Reporter:
             ],
         }
         if self.loop is not None:
-            held, evicted = self.loop.table.names.take_changes()
+            held, evicted = self.loop.cache.names.take_changes()
             if held or evicted:
                 frame["held"] = [name.hex() for name in held]
                 frame["evicted"] = [name.hex() for name in evicted]
@@ -121,7 +122,8 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         else measure(context, config.slots, model.n_vocab)
     )
     reporter = Reporter(sock, meter)
-    loop = DecodeLoop(model, context, config, meter, reporter.report)
+    park_bytes = parking_budget(context, config)
+    loop = DecodeLoop(model, context, config, meter, reporter.report, park_bytes)
     reporter.loop = loop
     preparer = InputPreparer(model, template, config.context_tokens, loop.arrive)
     preparer.start()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from serving.engines.llama_cpp.native import Model, NativeError, Tokens
+from serving.engines.llama_cpp.positions import NamedPositions, named_positions
 from serving.engines.llama_cpp.sequence import Prepared
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
-from tidegate.routing.domain import Cause, Failure, InputKind, Work
+from tidegate.routing.domain import Cause, Failure, InputKind, Message, Work
 from tidegate.routing.prefix import parse_canonical
 
 _EMPTY = np.zeros(0, np.int32)
@@ -49,25 +50,31 @@ class InputPreparer:
     def prepare(self, sid: int, work: Work, arrived_ms: float) -> Prepared:
         """Never raises: what is wrong with the input is in the result."""
         try:
-            prompt = self._tokens(work)
+            messages = parse_canonical(work.input) if work.input_kind is InputKind.CHAT else None
+            prompt = self._tokens(work, messages)
         except (PromptError, NativeError, ValueError, RecursionError) as error:
             detail = str(error) if isinstance(error, PromptError) else "the input is malformed"
             failure = Failure(Cause.INVALID_INPUT, detail)
             return Prepared(sid, work, _EMPTY, 0, arrived_ms, failure)
         replayed = np.array(work.replay_token_ids, np.int32)
         whole = np.concatenate([prompt, replayed])
-        return Prepared(sid, work, whole, len(prompt), arrived_ms, self._check(work, prompt, whole))
+        problem = self._check(work, prompt, whole)
+        names: NamedPositions = ()
+        if problem is None and work.prefix_hashes:
+            pieces = [self._model.piece(token) for token in prompt.tolist()]
+            names = named_positions(work.prefix_hashes, pieces, messages, len(work.input))
+        return Prepared(sid, work, whole, len(prompt), arrived_ms, problem, names)
 
-    def _tokens(self, work: Work) -> Tokens:
+    def _tokens(self, work: Work, messages: Sequence[Message] | None) -> Tokens:
         if len(work.input) > self._context_tokens * _MAX_TOKEN_BYTES:
             raise PromptError(
                 f"a prompt of {len(work.input)} bytes cannot fit a context of {self._context_tokens} tokens"
             )
-        if work.input_kind is InputKind.TEXT:
+        if messages is None:
             return self._model.tokenize(work.input.decode(), add_special=True, parse_special=False)
         if self._template is None:
             raise PromptError("the model has no chat template, so it takes text prompts only")
-        return self._template.tokenize(parse_canonical(work.input))
+        return self._template.tokenize(messages)
 
     def _check(self, work: Work, prompt: Tokens, whole: Tokens) -> Failure | None:
         problem = ""

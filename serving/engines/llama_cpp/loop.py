@@ -1,7 +1,7 @@
 """Continuous batching: sequences join and leave at every step.
 
 One step: take arrivals and cancels, start waiting sequences in idle slots, fill the batch in ascending slot
-order (one token of every answering sequence, and prompt tokens up to the step's allowance), compute, draw one
+order (one token of every answering sequence, and prompt tokens as the planner allows), compute, draw one
 token per sequence with logits, and send everything in one frame.
 """
 
@@ -11,13 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from itertools import count
+from dataclasses import replace
 
-import numpy as np
-
+from serving.engines.llama_cpp.batch import fill_batch
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model
-from serving.engines.llama_cpp.prefix import SlotTable
+from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
+from serving.engines.llama_cpp.prefix import PrefixCache
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
 from serving.engines.llama_cpp.sampling import SamplerChain, SamplingDefaults
 from serving.engines.llama_cpp.sequence import Prepared, Running
@@ -27,9 +27,6 @@ from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
 
 # The parent bounds what is sent here; this limit only keeps the child's memory bounded whatever it sends.
 _QUEUE_LIMIT = 4096
-_MIN_GUARDED_CHUNK = 32
-_MIN_CHUNK = 64
-_MAX_STEP_MS = 500.0
 
 Report = Callable[[list[Emission], list[int], LoadState], None]
 
@@ -44,17 +41,27 @@ class DecodeLoop:
         config: ChildConfig,
         meter: SpeedMeter,
         report: Report,
+        park_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model, self._context, self._config = model, context, config
-        self._meter = meter
+        self._planner = PrefillPlanner(
+            meter,
+            chunk_tokens=config.prefill_chunk,
+            batch_tokens=config.n_batch,
+            guard_ms=config.step_guard_ms,
+        )
         self._report = report
         self._clock = clock
         self._defaults = SamplingDefaults(config.temperature, config.top_k, config.top_p, config.min_p)
-        self.table = SlotTable(config.slots)
+        self.cache = PrefixCache(
+            config.slots,
+            context,
+            park_bytes=park_bytes,
+            ms_per_token=lambda: 1000.0 / meter.prefill_tokens_per_s,
+        )
         self._queue: WaitQueue[Prepared] = WaitQueue(_QUEUE_LIMIT)
         self._active: list[Running] = []
-        self._order = count()
         self._inbox: deque[Prepared | int] = deque()
         self._open: set[int] = set()
         self._cancelled_early: set[int] = set()
@@ -154,7 +161,7 @@ class DecodeLoop:
     def _admit(self) -> list[Emission]:
         emissions: list[Emission] = []
         now_ms = self._now_ms()
-        while self.table.idle:
+        while self.cache.idle:
             waiting = self._queue.pop(now_ms)
             if waiting is None:
                 break
@@ -180,10 +187,6 @@ class DecodeLoop:
             self._close(item.sid)
             usage = Usage(item.prompt_tokens, work.start_index, 0)
             return Emission(item.sid, work.start_index, finish=Finish(reason, usage))
-        slot, cached = self.table.take(item.prompt, work.tenant, work.prefix_hashes)
-        if not self._context.truncate(slot.index, cached):
-            self.table.forget(slot)
-            cached = 0
         prompt = item.prompt[: item.prompt_tokens]
         sampler = SamplerChain(
             self._model, work.sampling, self._defaults, prompt, self._config.context_tokens
@@ -195,17 +198,16 @@ class DecodeLoop:
             work=work,
             prompt=item.prompt,
             prompt_tokens=item.prompt_tokens,
-            slot=slot,
+            names=item.names,
+            lease=self.cache.take(item.prompt, work.tenant, item.names),
             sampler=sampler,
             text=text,
             limit_index=limit_index,
-            cached=min(cached, item.prompt_tokens),
-            filled=cached,
             arrived_ms=item.arrived_ms,
             admitted_ms=now_ms,
-            order=next(self._order),
             index=work.start_index,
             deadline_ms=waiting.hard_deadline_ms,
+            first_token_due_ms=waiting.ttft_deadline_ms,
         )
         self._active.append(running)
         self._active.sort(key=lambda s: s.slot.index)
@@ -214,15 +216,17 @@ class DecodeLoop:
     def _leave(self, running: Running) -> None:
         self._active.remove(running)
         running.sampler.close()
-        self.table.release(running.slot, running.tokens_in_cache())
+        self.cache.release(running.slot, running.tokens_in_cache(), running.names)
 
     def _step(self) -> list[Emission]:
-        allowance = self._prefill_allowance()
+        waiting = self._waiting()
+        decoding = sum(s.decoding for s in self._active)
+        allowance = self._planner.allowance(decoding, waiting, self._now_ms())
         began = self._clock()
-        filled, wanted, prefilled = self._fill(allowance)
+        filled, wanted, prefilled = fill_batch(self._context, self._active, allowance)
         self._context.decode(filled)
-        decoded = filled - prefilled
-        self._meter.observe(decoded=decoded, prefilled=prefilled, step_ms=(self._clock() - began) * 1000.0)
+        step_ms = (self._clock() - began) * 1000.0
+        self._planner.observe(decoded=filled - prefilled, prefilled=prefilled, step_ms=step_ms)
         emissions = [self._draw(running, entry, len(wanted)) for running, entry in wanted]
         for (running, _), emission in zip(wanted, emissions, strict=True):
             if emission.finish is not None:
@@ -230,59 +234,30 @@ class DecodeLoop:
                 self._close(running.sid)
         return emissions
 
-    def _prefill_allowance(self) -> dict[int, int]:
-        """Prompt tokens for this step by sequence number, first come first served.
+    def _waiting(self) -> list[Pending]:
+        """What the prompts still need, without those whose beginning another sequence is computing.
 
-        While others are answering, only as many as keep the step within the guard; otherwise as many as let
-        a cancel take effect soon.
+        Such a leader is as urgent as its most urgent follower.
         """
-        decoding = sum(s.decoding for s in self._active)
-        limit_ms, least = (
-            (self._config.step_guard_ms, _MIN_GUARDED_CHUNK) if decoding else (_MAX_STEP_MS, _MIN_CHUNK)
-        )
-        timely = max(least, int(self._meter.prefill_tokens_per_s * limit_ms / 1000.0))
-        room = min(timely, self._config.prefill_chunk, self._config.n_batch - decoding)
-        allowance: dict[int, int] = {}
-        waiting = (s for s in self._active if not s.decoding)
-        for running in sorted(waiting, key=lambda s: (-s.work.priority, s.order)):
-            part = min(room, running.prefill_left)
-            if part <= 0:
-                break
-            allowance[running.sid] = part
-            room -= part
-        return allowance
-
-    def _fill(self, allowance: dict[int, int]) -> tuple[int, list[tuple[Running, int]], int]:
-        """Fills the batch; (entries, sequences that get a token with their entry, prompt tokens)."""
-        context = self._context
-        at = prefilled = 0
-        wanted: list[tuple[Running, int]] = []
+        waiting: list[Pending] = []
+        urgent: dict[int, int] = {}
         for running in self._active:
-            filled = running.filled
             if running.decoding:
-                part = 1
-                context.tokens[at] = running.answer[-1]
-                context.positions[at] = filled
-                context.sequence_ids[at] = running.slot.index
-            elif part := allowance.get(running.sid, 0):
-                end = at + part
-                context.tokens[at:end] = running.prompt[filled : filled + part]
-                context.positions[at:end] = np.arange(filled, filled + part, dtype=np.int32)
-                context.sequence_ids[at:end] = running.slot.index
-                context.outputs[at:end] = 0
-                prefilled += part
-            else:
                 continue
-            running.filled += part
-            at += part
-            if running.decoding:
-                context.outputs[at - 1] = 1
-                wanted.append((running, at - 1))
-        return at, wanted, prefilled
+            if running.lease.leader is not None:
+                running.take_lease(self.cache.catch_up(running.lease))
+            leader, priority = running.lease.leader, running.work.priority
+            if leader is None:
+                waiting.append(running.pending())
+            elif priority > urgent.get(leader.index, priority - 1):
+                urgent[leader.index] = priority
+        if not urgent:
+            return waiting
+        return [replace(p, priority=max(p.priority, urgent.get(p.slot, p.priority))) for p in waiting]
 
     def _draw(self, running: Running, entry: int, batch_size: int) -> Emission:
         if not running.started:
-            self.table.prefilled(running.slot, running.work.prefix_hashes)
+            self.cache.prefilled(running.slot, running.names)
         token = running.sampler.sample(self._context, entry, running.index)
         return running.accept(
             token,
@@ -293,7 +268,7 @@ class DecodeLoop:
         )
 
     def _load(self) -> LoadState:
-        held = sum(s.filled for s in self._active)
+        held = sum(s.slot.filled for s in self._active)
         return LoadState(
             running=len(self._active),
             queued=len(self._queue),

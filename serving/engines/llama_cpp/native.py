@@ -179,6 +179,26 @@ class Context:
         C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return length == 0
 
+    def save(self, sequence: int) -> npt.NDArray[np.uint8]:
+        """The sequence's whole state; empty when llama.cpp cannot give it."""
+        size = C.llama_state_seq_get_size(self.handle, sequence)
+        state = np.empty(size, np.uint8)
+        written = C.llama_state_seq_get_data(self.handle, _byte_pointer(state), size, sequence)
+        return state[:written]
+
+    def restore(self, sequence: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Replaces the sequence by a saved one; False when that failed (then it is empty)."""
+        size = state.nbytes
+        if C.llama_state_seq_set_data(self.handle, _byte_pointer(state), size, sequence) == size:
+            return True
+        C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
+
+    def copy(self, source: int, target: int) -> None:
+        """Replaces `target` by `source`, whatever its length: without a unified cache, at the next decode."""
+        C.llama_memory_seq_rm(self._memory, target, -1, -1)
+        C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
     def clear(self) -> None:
         C.llama_memory_clear(self._memory, True)
 
@@ -187,3 +207,7 @@ class Context:
             self._lists[i] = pointer
         C.llama_batch_free(self._batch)
         C.llama_free(self.handle)
+
+
+def _byte_pointer(data: npt.NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -1,130 +1,271 @@
-"""Which tokens each slot of the cache still holds, and by which names the gateway knows them. Pure.
+"""Exact reuse of computed prefixes: what each slot holds, what is parked, and who can share with whom.
 
-A new sequence takes the idle slot with the longest common prefix and computes only the rest. Prefixes are
-shared within a tenant only, so that no tenant can learn from latency what another one asked.
+A new sequence begins with the longest prefix that any slot, running ones included, or the parked blocks hold
+for its tenant; tokens are compared, never hashes. What a slot held before is parked before it is lost.
+Tenants share nothing, so that none can learn from latency what another one asked.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Tokens = npt.NDArray[np.int32]
+from serving.engines.llama_cpp.block_tree import BlockTree, NamedPositions, Tokens
+from serving.engines.llama_cpp.held_names import HeldNames
+from serving.engines.llama_cpp.kv_state import (
+    Bytes,
+    KvBlock,
+    NotCuttable,
+    SavedState,
+    join_blocks,
+    parse_state,
+)
 
-_NONE = np.zeros(0, np.int32)
+BLOCK_TOKENS = 16
+# Copying from elsewhere, or waiting for another sequence's prefill, is not worth it for less.
+_MIN_GAIN_TOKENS = 32
+
+_NONE: Tokens = np.zeros(0, np.int32)
 
 
-@dataclass(slots=True)
+class SlotMemory(Protocol):
+    """What a Context does with the sequence of one slot."""
+
+    def truncate(self, sequence: int, length: int) -> bool: ...
+
+    def save(self, sequence: int) -> Bytes: ...
+
+    def restore(self, sequence: int, state: Bytes) -> bool: ...
+
+    def copy(self, source: int, target: int) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
 class Slot:
-    """One cache sequence. `tokens` lie in it from position 0; `names` are blocks it holds completely."""
+    """One cache sequence: the first `filled` of `tokens` lie in it from position 0.
+
+    While it is busy, `tokens` is the whole prompt it is being filled with. `names` are those of the blocks
+    that it holds completely. A busy slot is `waiting` while another one computes what it needs, too.
+    """
 
     index: int
     tokens: Tokens = field(default_factory=lambda: _NONE)
-    names: tuple[bytes, ...] = ()
+    filled: int = 0
+    names: NamedPositions = ()
     tenant: str = ""
     busy: bool = False
+    waiting: bool = False
     last_used: int = 0
 
-
-class HeldNames:
-    """The names held by any slot, and what changed since it was last asked."""
-
-    def __init__(self) -> None:
-        self._holders: Counter[bytes] = Counter()
-        self._reported: set[bytes] = set()
-        self._touched: set[bytes] = set()
-
-    def replace(self, old: Iterable[bytes], new: Iterable[bytes]) -> None:
-        for name in new:
-            self._holders[name] += 1
-            self._touched.add(name)
-        for name in old:
-            self._holders[name] -= 1
-            self._touched.add(name)
-
-    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
-        """(newly held, evicted) since the last call."""
-        held, evicted = [], []
-        for name in self._touched:
-            holds = self._holders[name] > 0
-            if holds and name not in self._reported:
-                held.append(name)
-            elif not holds and name in self._reported:
-                evicted.append(name)
-            if not holds:
-                del self._holders[name]
-        self._touched.clear()
-        self._reported.update(held)
-        self._reported.difference_update(evicted)
-        return held, evicted
+    def holds(self, wanted: Tokens, tenant: str) -> int:
+        """How many leading tokens of the tenant's `wanted` lie in it."""
+        return min(self.filled, common_prefix(self.tokens, wanted)) if self.tenant == tenant else 0
 
 
-class SlotTable:
-    """The slots of one engine."""
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A slot for a prompt whose first `cached` tokens it holds.
 
-    def __init__(self, count: int) -> None:
-        self.slots = tuple(Slot(i) for i in range(count))
+    `leader` is a busy slot that is about to hold the first `shared` ones: waiting for it is better than
+    computing them again.
+    """
+
+    slot: Slot
+    cached: int
+    leader: Slot | None = None
+    shared: int = 0
+
+
+class PrefixCache:
+    """The slots of one engine and at most `park_bytes` of parked blocks.
+
+    With `park_bytes` 0 (states that cannot be cut, see kv_state) nothing is parked, and running sequences
+    share by copying whole slots. `ms_per_token` is what computing a prompt token costs now.
+    """
+
+    def __init__(
+        self, slots: int, memory: SlotMemory, *, park_bytes: int, ms_per_token: Callable[[], float]
+    ) -> None:
+        self.slots = tuple(Slot(i) for i in range(slots))
         self.names = HeldNames()
+        self.tree: BlockTree[KvBlock] | None = None
+        if park_bytes > 0:
+            self.tree = BlockTree(park_bytes, BLOCK_TOKENS, self.names)
+        self._memory = memory
+        self._ms_per_token = ms_per_token
         self._uses = 0
 
     @property
     def idle(self) -> int:
         return sum(not slot.busy for slot in self.slots)
 
-    def take(self, prompt: Tokens, tenant: str, names: Sequence[bytes]) -> tuple[Slot, int]:
-        """The idle slot for `prompt`, now busy, and how many of its leading tokens it already holds.
+    def take(self, prompt: Tokens, tenant: str, names: NamedPositions) -> Lease:
+        """An idle slot for `prompt`, now busy. There must be one.
 
-        At least the prompt's last token is left to compute: its logits are needed. A slot must be idle.
+        At least the prompt's last token is left to compute: its logits are needed.
         """
-        idle = [slot for slot in self.slots if not slot.busy]
-        best, cached = None, 0
-        for slot in idle:
-            common = common_prefix(slot.tokens, prompt[:-1]) if slot.tenant == tenant else 0
-            if common > cached:
-                best, cached = slot, common
-        slot = best or self._cheapest(idle)
+        wanted = prompt[:-1]
+        best = self._in_place(wanted, tenant)
+        slot = best if best is not None else self._cheapest()
+        have = slot.holds(wanted, tenant)
+        source, length = self._elsewhere(wanted, tenant, slot)
+        better = length >= have + (BLOCK_TOKENS if self.tree is not None else _MIN_GAIN_TOKENS)
+        if better and self.tree is None:
+            # The copy overwrites whatever lies there.
+            slot = self._cheapest()
+        cached = self._bring(slot, source, wanted[:length], tenant) if better else have
+        if not better:
+            self._vacate(slot, have)
+        if not self._memory.truncate(slot.index, cached):
+            cached = 0
         self._uses += 1
         slot.busy, slot.tenant, slot.last_used = True, tenant, self._uses
-        slot.tokens = prompt[:cached]
-        self._name(slot, _common_names(slot.names, names) if cached else ())
-        return slot, cached
+        slot.tokens, slot.filled = prompt, cached
+        self._name(slot, names, cached)
+        return self._lease(slot)
 
-    def _cheapest(self, idle: Sequence[Slot]) -> Slot:
-        """An empty slot, else the one unused for longest; beside a busy one where there is a choice.
+    def catch_up(self, lease: Lease) -> Lease:
+        """The same lease while its leader still computes what it waits for; else one that has what there is.
+
+        That one may have another leader: when the first one left early, one of its followers goes on.
+        """
+        slot, leader = lease.slot, lease.leader
+        shared = slot.tokens[: lease.shared]
+        if leader is None or (
+            leader.busy
+            and not leader.waiting
+            and leader.tenant == slot.tenant
+            and leader.filled < lease.shared <= common_prefix(leader.tokens, shared)
+        ):
+            return lease
+        wanted = slot.tokens[:-1]
+        source, length = self._elsewhere(wanted, slot.tenant, slot)
+        if length >= slot.filled + _MIN_GAIN_TOKENS:
+            # What lies in the slot already is the beginning of what is brought.
+            slot.filled = self._bring(slot, source, wanted[:length], slot.tenant)
+            if not self._memory.truncate(slot.index, slot.filled):
+                slot.filled = 0
+        return self._lease(slot)
+
+    def prefilled(self, slot: Slot, names: NamedPositions) -> None:
+        """The slot now holds the whole prompt that `names` stand for."""
+        self._name(slot, names, slot.filled)
+
+    def release(self, slot: Slot, tokens: Tokens, names: NamedPositions) -> None:
+        """The slot is idle and holds `tokens`."""
+        slot.busy = slot.waiting = False
+        slot.tokens, slot.filled = tokens, len(tokens)
+        slot.last_used = self._uses
+        self._name(slot, names, slot.filled)
+
+    # --- inside ---
+
+    def _in_place(self, wanted: Tokens, tenant: str) -> Slot | None:
+        """The idle slot that holds most of `wanted`, unless it lies apart and can be moved."""
+        idle = [slot for slot in self.slots if not slot.busy]
+        best = max(idle, key=lambda slot: (slot.holds(wanted, tenant), -slot.filled))
+        if best.holds(wanted, tenant) == 0 or (self.tree is not None and self._apart(best)):
+            return None
+        return best
+
+    def _cheapest(self) -> Slot:
+        """The idle slot whose loss costs least, beside a busy one where there is a choice.
 
         Neighbours matter: llama.cpp computes consecutive sequences in one go and splits the batch at gaps.
+        What lies in a slot matters less where it can be parked.
         """
-        busy = {slot.index for slot in self.slots if slot.busy}
+        parks = self.tree is not None
 
         def rank(slot: Slot) -> tuple[bool, bool, int, int]:
-            apart = bool(busy) and busy.isdisjoint((slot.index - 1, slot.index + 1))
-            return (len(slot.tokens) > 0, apart, slot.last_used, slot.index)
+            apart, full = self._apart(slot), slot.filled > 0
+            return (*((apart, full) if parks else (full, apart)), slot.last_used, slot.index)
 
-        return min(idle, key=rank)
+        return min((slot for slot in self.slots if not slot.busy), key=rank)
 
-    def forget(self, slot: Slot) -> None:
-        """The slot holds nothing any more: its memory could not be cut."""
-        slot.tokens = _NONE
-        self._name(slot, ())
+    def _apart(self, slot: Slot) -> bool:
+        busy = {other.index for other in self.slots if other.busy}
+        return bool(busy) and busy.isdisjoint((slot.index - 1, slot.index + 1))
 
-    def prefilled(self, slot: Slot, names: Sequence[bytes]) -> None:
-        """The slot now holds the whole prompt that `names` stand for."""
-        self._name(slot, tuple(names))
+    def _elsewhere(self, wanted: Tokens, tenant: str, target: Slot) -> tuple[Slot | None, int]:
+        """(the other slot, or None for the parked blocks, how much of `wanted` lies there)."""
+        if self.tree is None:
+            others = [s for s in self.slots if s is not target]
+            source = max(others, key=lambda s: s.holds(wanted, tenant), default=None)
+            return source, 0 if source is None else source.holds(wanted, tenant)
+        parked = len(self.tree.match(tenant, wanted)) * BLOCK_TOKENS
+        source = max(self.slots, key=lambda s: s.holds(wanted, tenant) if s is not target else -1)
+        held = source.holds(wanted, tenant) // BLOCK_TOKENS * BLOCK_TOKENS if source is not target else 0
+        return (source, held) if held > parked else (None, parked)
 
-    def release(self, slot: Slot, tokens: Tokens) -> None:
-        """The slot is idle and holds `tokens`."""
-        slot.busy = False
-        slot.tokens = tokens
-        slot.last_used = self._uses
+    def _lease(self, slot: Slot) -> Lease:
+        """With the computing slot that will hold most of the prompt and does not yet, if there is one."""
+        leader, shared = None, slot.filled + _MIN_GAIN_TOKENS - 1
+        for other in self.slots:
+            if other is slot or not other.busy or other.waiting or other.tenant != slot.tenant:
+                continue
+            common = common_prefix(other.tokens, slot.tokens[:-1])
+            if common > shared and other.filled < common:
+                leader, shared = other, common
+        slot.waiting = leader is not None
+        return Lease(slot, slot.filled, leader, shared if leader is not None else 0)
 
-    def _name(self, slot: Slot, names: tuple[bytes, ...]) -> None:
-        if names != slot.names:
-            self.names.replace(slot.names, names)
-            slot.names = names
+    def _bring(self, slot: Slot, source: Slot | None, wanted: Tokens, tenant: str) -> int:
+        """Makes the slot hold `wanted` from elsewhere as far as possible; how much that is."""
+        if self.tree is None:
+            if source is not None:
+                self._memory.copy(source.index, slot.index)
+            return len(wanted)
+        if source is not None:
+            self._park(source, len(wanted))
+        cost_ms = self._ms_per_token() * BLOCK_TOKENS
+        self.tree.hit(self.tree.match(tenant, wanted), cost_ms)
+        if not slot.busy:
+            self._vacate(slot, 0)
+        # Once more: what was parked last may have pushed something out.
+        blocks = [node.block for node in self.tree.match(tenant, wanted) if node.block is not None]
+        have = slot.holds(wanted, tenant)
+        count = len(blocks) * BLOCK_TOKENS
+        if count <= have:
+            return have
+        return count if self._memory.restore(slot.index, join_blocks(blocks)) else 0
+
+    def _vacate(self, slot: Slot, keep: int) -> None:
+        """Parks what the slot holds beyond `keep` tokens, if that is worth it."""
+        if self.tree is not None and slot.filled - keep >= BLOCK_TOKENS:
+            self._park(slot, slot.filled)
+
+    def _park(self, slot: Slot, length: int) -> None:
+        assert self.tree is not None
+        source = _Source(self._memory, slot.index)
+        cost_ms = self._ms_per_token() * BLOCK_TOKENS
+        try:
+            self.tree.park(slot.tenant, slot.tokens[:length], slot.names, source.cut, cost_ms)
+        except NotCuttable:
+            # Its cells lie out of order: the rest is computed again when it is needed.
+            return
+
+    def _name(self, slot: Slot, names: NamedPositions, held: int) -> None:
+        kept = tuple(pair for pair in names if pair[1] <= held)
+        if kept != slot.names:
+            self.names.replace([name for name, _ in slot.names], [name for name, _ in kept])
+            slot.names = kept
+
+
+class _Source:
+    """A slot's state, saved when its first block is asked for."""
+
+    def __init__(self, memory: SlotMemory, sequence: int) -> None:
+        self._memory = memory
+        self._sequence = sequence
+        self._saved: SavedState | None = None
+
+    def cut(self, start: int, end: int) -> KvBlock:
+        if self._saved is None:
+            self._saved = parse_state(self._memory.save(self._sequence))
+        return self._saved.cut(start, end)
 
 
 def common_prefix(left: Tokens, right: Tokens) -> int:
@@ -132,12 +273,3 @@ def common_prefix(left: Tokens, right: Tokens) -> int:
     length = min(len(left), len(right))
     different = np.flatnonzero(left[:length] != right[:length])
     return int(different[0]) if len(different) else length
-
-
-def _common_names(left: Sequence[bytes], right: Sequence[bytes]) -> tuple[bytes, ...]:
-    common = []
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        common.append(a)
-    return tuple(common)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.engines.llama_cpp.native import Tokens
-from serving.engines.llama_cpp.prefix import Slot
+from serving.engines.llama_cpp.positions import NamedPositions
+from serving.engines.llama_cpp.prefill import Pending
+from serving.engines.llama_cpp.prefix import Lease, Slot
 from serving.engines.llama_cpp.protocol import Emission
 from serving.engines.llama_cpp.sampling import SamplerChain
 from serving.engines.llama_cpp.text import TextAssembler
@@ -16,7 +18,10 @@ from tidegate.routing.domain import Failure, Finish, FinishReason, FirstToken, U
 
 @dataclass(slots=True)
 class Prepared:
-    """Work whose input has become tokens: `prompt` includes replayed ones; or why it could not."""
+    """Work whose input has become tokens: `prompt` includes replayed ones; or why it could not.
+
+    `names` are the work's prefix blocks with the number of prompt tokens that each stands for.
+    """
 
     sid: int
     work: Work
@@ -24,46 +29,63 @@ class Prepared:
     prompt_tokens: int
     arrived_ms: float
     failure: Failure | None = None
+    names: NamedPositions = ()
 
 
 @dataclass(slots=True)
 class Running:
-    """A sequence in a slot. `filled` tokens of it are in the cache; `index` is the next output index."""
+    """A sequence in a slot. `index` is the next output index; `cached` tokens of it were not computed."""
 
     sid: int
     work: Work
     prompt: Tokens
     prompt_tokens: int
-    slot: Slot
+    names: NamedPositions
+    lease: Lease
     sampler: SamplerChain
     text: TextAssembler
     limit_index: int
-    cached: int
-    filled: int
     arrived_ms: float
     admitted_ms: float
-    order: int
     index: int
     deadline_ms: float | None
+    first_token_due_ms: float | None
+    slot: Slot = field(init=False)
+    cached: int = field(init=False)
     answer: list[int] = field(default_factory=list)
     started: bool = False
 
+    def __post_init__(self) -> None:
+        self.slot = self.lease.slot
+        self.take_lease(self.lease)
+
+    def take_lease(self, lease: Lease) -> None:
+        """Nothing was computed yet, and this much of the prompt is there."""
+        self.lease = lease
+        self.cached = min(lease.cached, self.prompt_tokens)
+
     @property
     def decoding(self) -> bool:
-        return self.filled >= len(self.prompt)
+        return self.slot.filled >= len(self.prompt)
 
     @property
     def prefill_left(self) -> int:
-        return max(0, len(self.prompt) - self.filled)
+        return max(0, len(self.prompt) - self.slot.filled)
+
+    def pending(self) -> Pending:
+        """What its prompt still needs."""
+        left, priority = self.prefill_left, self.work.priority
+        return Pending(self.sid, self.slot.index, left, priority, self.admitted_ms, self.first_token_due_ms)
 
     @property
     def decode_left(self) -> int:
         return max(0, self.limit_index - self.index)
 
     def tokens_in_cache(self) -> Tokens:
-        if self.filled <= len(self.prompt):
-            return self.prompt[: self.filled]
-        answer = np.array(self.answer[: self.filled - len(self.prompt)], np.int32)
+        filled = self.slot.filled
+        if filled <= len(self.prompt):
+            return self.prompt[:filled]
+        answer = np.array(self.answer[: filled - len(self.prompt)], np.int32)
         return np.concatenate([self.prompt, answer])
 
     def accept(self, token: int, piece: bytes, *, ends: bool, now_ms: float, batch_size: int) -> Emission:

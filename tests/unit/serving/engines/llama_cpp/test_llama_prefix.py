@@ -1,24 +1,63 @@
 from __future__ import annotations
 
-import numpy as np
+import random
 
-from serving.engines.llama_cpp.prefix import SlotTable, Tokens, common_prefix
+import numpy as np
+import pytest
+from llama_fake_memory import FakeMemory, tokens
+
+from serving.engines.llama_cpp.block_tree import NamedPositions, Tokens
+from serving.engines.llama_cpp.prefix import Lease, PrefixCache, common_prefix
 
 A, B, C, D = (bytes([n]) * 16 for n in range(4))
+# One token in the fake memory's rows.
+TOKEN_BYTES = 24
 
 
-def tokens(*values: int) -> Tokens:
-    return np.array(values, np.int32)
+class Rig:
+    """A cache over fake memory, with sequences that compute their prompts at once."""
+
+    def __init__(self, slots: int, parked_tokens: int = 0) -> None:
+        self.memory = FakeMemory(slots)
+        self.cache = PrefixCache(
+            slots, self.memory, park_bytes=parked_tokens * TOKEN_BYTES, ms_per_token=lambda: 1.0
+        )
+
+    def begin(
+        self, prompt: Tokens, names: NamedPositions = (), tenant: str = "t", *, compute: int = -1
+    ) -> Lease:
+        lease = self.cache.take(prompt, tenant, names)
+        held = self.memory.rows[lease.slot.index]
+        assert held.tolist() == prompt[: lease.cached].tolist(), "exactly the prompt's own beginning"
+        assert lease.cached < len(prompt), "the last token is always computed"
+        if lease.leader is None:
+            self.compute(lease, len(prompt) if compute < 0 else compute)
+        return lease
+
+    def compute(self, lease: Lease, upto: int) -> None:
+        slot = lease.slot
+        self.memory.compute(slot.index, slot.filled, slot.tokens[slot.filled : upto])
+        slot.filled = max(slot.filled, upto)
+
+    def end(self, lease: Lease, names: NamedPositions = ()) -> None:
+        slot = lease.slot
+        if slot.filled >= len(slot.tokens):
+            self.cache.prefilled(slot, names)
+        self.cache.release(slot, slot.tokens[: slot.filled], names)
+
+    def run(self, prompt: Tokens, names: NamedPositions = (), tenant: str = "t") -> tuple[int, int]:
+        """A whole sequence; (slot, cached)."""
+        lease = self.begin(prompt, names, tenant)
+        self.end(lease, names)
+        return lease.slot.index, lease.cached
 
 
-def run(
-    table: SlotTable, prompt: Tokens, names: tuple[bytes, ...] = (), tenant: str = "t"
-) -> tuple[int, int]:
-    """A sequence that is prefilled and leaves; (slot, cached)."""
-    slot, cached = table.take(prompt, tenant, names)
-    table.prefilled(slot, names)
-    table.release(slot, prompt)
-    return slot.index, cached
+def text(seed: int, length: int) -> Tokens:
+    return np.random.default_rng(seed).integers(0, 1000, length).astype(np.int32)
+
+
+def joined(*parts: Tokens) -> Tokens:
+    return np.concatenate(parts)
 
 
 def test_common_prefix() -> None:
@@ -27,67 +66,166 @@ def test_common_prefix() -> None:
     assert common_prefix(tokens(), tokens(1)) == 0
 
 
-def test_the_slot_with_the_longest_prefix_is_taken() -> None:
-    table = SlotTable(3)
-    assert run(table, tokens(1, 2, 3, 4)) == (0, 0)
-    assert run(table, tokens(1, 9, 9, 9)) == (0, 1)
-    assert run(table, tokens(5, 6, 7)) == (1, 0)
-    assert run(table, tokens(5, 6, 8)) == (1, 2)
-    assert run(table, tokens(1, 9, 9, 8)) == (0, 3)
+@pytest.mark.parametrize("parked_tokens", [0, 1000])
+def test_an_idle_slot_is_continued_to_the_token(parked_tokens: int) -> None:
+    rig = Rig(3, parked_tokens)
+    assert rig.run(tokens(1, 2, 3, 4)) == (0, 0)
+    assert rig.run(tokens(1, 2, 3, 4, 5, 6)) == (0, 4)
+    assert rig.run(tokens(1, 2, 3, 4, 5, 6)) == (0, 5)
+    assert rig.run(tokens(7, 2, 3)) == (1, 0)
 
 
-def test_the_last_prompt_token_is_always_computed() -> None:
-    table = SlotTable(1)
-    run(table, tokens(1, 2, 3))
-    assert run(table, tokens(1, 2, 3)) == (0, 2)
-    assert run(table, tokens(1)) == (0, 0)
+def test_what_a_slot_held_is_parked_before_it_is_lost() -> None:
+    first, second = text(1, 70), text(2, 70)
+    for parked_tokens, cached in ((0, 0), (200, 64)):
+        rig = Rig(1, parked_tokens)
+        rig.run(first)
+        assert rig.run(second) == (0, 0)
+        assert rig.run(first) == (0, cached)
 
 
-def test_tenants_do_not_share() -> None:
-    table = SlotTable(2)
-    run(table, tokens(1, 2, 3), tenant="a")
-    assert run(table, tokens(1, 2, 3), tenant="b") == (1, 0)
-    assert run(table, tokens(1, 2, 3), tenant="a") == (0, 2)
+def test_a_shorter_prompt_does_not_destroy_a_longer_one() -> None:
+    rig = Rig(1, 300)
+    long = text(1, 128)
+    rig.run(long)
+    assert rig.run(joined(long[:32], text(2, 8)))[1] == 32
+    assert rig.run(long)[1] == 112
 
 
-def test_busy_slots_are_left_alone_and_neighbours_preferred() -> None:
-    table = SlotTable(4)
-    for start in (10, 20, 30, 40):
-        table.take(tokens(start, 1), "t", ())
-    assert table.idle == 0
-    for slot in table.slots[1:]:
-        table.release(slot, tokens(slot.index, 1))
-    assert table.take(tokens(10, 1), "t", ())[0].index == 1
+def test_a_running_sequence_shares_what_it_has_computed() -> None:
+    shared = text(1, 96)
+    rig = Rig(3, 1000)
+    running = rig.begin(joined(shared, text(2, 20)))
+    other = rig.begin(joined(shared, text(3, 20)))
+    assert (other.slot.index, other.cached, other.leader) == (1, 96, None)
+    rig.end(running)
+    rig.end(other)
 
 
-def test_without_neighbours_the_least_recently_used_slot_is_given_up() -> None:
-    table = SlotTable(3)
-    for start in (10, 20, 30):
-        run(table, tokens(start, 1))
-    run(table, tokens(10, 2))
-    assert run(table, tokens(99, 1)) == (1, 0)
+def test_without_parking_slots_are_copied_whole() -> None:
+    shared = text(1, 50)
+    rig = Rig(2, 0)
+    rig.begin(joined(shared, text(2, 20)))
+    assert rig.begin(joined(shared, text(3, 20))).cached == 50
 
 
-def test_names_are_held_until_their_last_slot_drops_them() -> None:
-    table = SlotTable(2)
-    slot, _ = table.take(tokens(1, 2, 3), "t", (A, B))
-    assert table.names.take_changes() == ([], [])
-    table.prefilled(slot, (A, B))
-    held, evicted = table.names.take_changes()
-    assert (set(held), evicted) == ({A, B}, [])
-    other, _ = table.take(tokens(1, 2, 9), "t", (A, C))
-    table.prefilled(other, (A, C))
-    assert table.names.take_changes() == ([C], [])
-    table.release(slot, tokens(1, 2, 3))
-    table.release(other, tokens(1, 2, 9))
-    again, cached = table.take(tokens(1, 2, 3, 4), "t", (A, D))
-    assert (again, cached) == (slot, 3)
-    assert table.names.take_changes() == ([], [B])
+def test_a_burst_computes_its_common_prompt_once() -> None:
+    shared = text(1, 100)
+    rig = Rig(4, 2000)
+    leader = rig.begin(joined(shared, text(2, 10)), compute=16)
+    followers = [rig.begin(joined(shared, text(3 + n, 10))) for n in range(3)]
+    assert [f.cached for f in followers] == [16, 16, 16]
+    assert all(f.leader is leader.slot and f.shared == 100 for f in followers)
+    assert [rig.cache.catch_up(f) for f in followers] == followers
+    rig.compute(leader, 110)
+    after = [rig.cache.catch_up(f) for f in followers]
+    assert [(f.cached, f.leader) for f in after] == [(96, None)] * 3
+    for lease in after:
+        rig.compute(lease, 110)
+        assert rig.memory.rows[lease.slot.index].tolist() == lease.slot.tokens.tolist()
+
+
+def test_a_follower_takes_over_when_the_leader_leaves_early() -> None:
+    shared = text(1, 100)
+    rig = Rig(3, 2000)
+    leader = rig.begin(joined(shared, text(2, 10)), compute=40)
+    one, two = (rig.begin(joined(shared, text(3 + n, 10))) for n in range(2))
+    rig.end(leader)
+    one, two = rig.cache.catch_up(one), rig.cache.catch_up(two)
+    assert (one.cached, one.leader) == (32, None)
+    assert two.leader is one.slot
+    rig.compute(one, 110)
+    assert rig.cache.catch_up(two).cached == 96
+
+
+def test_tenants_share_neither_slots_nor_parked_blocks_nor_running_ones() -> None:
+    prompt = text(1, 64)
+    rig = Rig(3, 1000)
+    running = rig.begin(prompt, tenant="a")
+    other = rig.begin(prompt, tenant="b", compute=10)
+    assert (other.cached, other.leader) == (0, None)
+    third = rig.begin(prompt, tenant="c")
+    assert (third.cached, third.leader) == (0, None)
+    for lease in (running, other, third):
+        rig.end(lease)
+    for seed in (5, 6, 7):
+        rig.run(text(seed, 64), tenant="d")
+    assert rig.run(prompt, tenant="e")[1] == 0
+    assert rig.run(prompt, tenant="a")[1] == 48
+
+
+def test_neighbours_of_busy_slots_are_preferred() -> None:
+    rig = Rig(4, 1000)
+    leases = [rig.begin(text(seed, 40)) for seed in range(4)]
+    assert rig.cache.idle == 0
+    for lease in leases[1:]:
+        rig.end(lease)
+    # Its own slot would be the last one, apart from the first, which is busy.
+    lease = rig.begin(text(3, 40))
+    assert (lease.slot.index, lease.cached) == (1, 32)
+
+
+def test_names_are_held_from_the_position_on_that_they_stand_for() -> None:
+    rig = Rig(1, 64)
+    prompt = text(1, 64)
+    names = ((A, 20), (B, 60))
+    lease = rig.begin(prompt, names, compute=30)
+    assert rig.cache.names.take_changes() == ([], [])
+    rig.end(lease, names)
+    assert rig.cache.names.take_changes() == ([A], [])
+    rig.run(prompt, names)
+    assert rig.cache.names.take_changes() == ([B], [])
+    rig.run(text(2, 64), ((C, 64),))
+    # Parked now: all blocks of the first prompt are there, and C lies in the slot.
+    assert rig.cache.names.take_changes() == ([C], [])
+    rig.run(text(3, 64), ((D, 64),))
+    held, evicted = rig.cache.names.take_changes()
+    assert held == [D]
+    assert set(evicted) == {A, B}
 
 
 def test_a_name_that_comes_and_goes_between_reports_is_not_reported() -> None:
-    table = SlotTable(1)
-    run(table, tokens(1, 2, 3), (A,))
-    table.forget(table.slots[0])
-    assert table.names.take_changes() == ([], [])
-    assert run(table, tokens(1, 2, 3)) == (0, 0)
+    rig = Rig(1)
+    rig.run(tokens(1, 2, 3), ((A, 3),))
+    rig.run(tokens(4, 5, 6))
+    assert rig.cache.names.take_changes() == ([], [])
+
+
+@pytest.mark.parametrize("fault", ["cut_fails", "restore_fails", "not_cuttable"])
+def test_memory_that_refuses_costs_reuse_but_nothing_else(fault: str) -> None:
+    rig = Rig(2, 1000)
+    rig.memory.cut_fails = fault == "cut_fails"
+    rig.memory.restore_fails = fault == "restore_fails"
+    rig.memory.cuttable = fault != "not_cuttable"
+    for seed in (1, 2, 3, 1, 2):
+        rig.run(joined(text(seed, 40), text(9, 5)))
+    assert rig.run(joined(text(3, 40), text(8, 5)))[1] in (0, 40)
+
+
+@pytest.mark.parametrize("parked_tokens", [0, 48, 400, 4000])
+def test_whatever_happens_a_slot_holds_its_own_prompt(parked_tokens: int) -> None:
+    rng = random.Random(parked_tokens)
+    rig = Rig(4, parked_tokens)
+    open_leases: list[Lease] = []
+    reused = 0
+    for _ in range(600):
+        if open_leases and (len(open_leases) == 4 or rng.random() < 0.4):
+            lease = open_leases.pop(rng.randrange(len(open_leases)))
+            rig.end(lease)
+        else:
+            parts = [text(rng.randrange(3), 40), text(rng.randrange(3), 30), text(rng.randrange(9), 9)]
+            prompt = joined(*parts[: rng.randint(1, 3)])
+            lease = rig.begin(prompt, tenant=rng.choice("ab"), compute=rng.randint(0, len(prompt)))
+            reused += lease.cached
+            open_leases.append(lease)
+        for at, lease in enumerate(open_leases):
+            if lease.leader is not None:
+                open_leases[at] = lease = rig.cache.catch_up(lease)
+            if lease.leader is None:
+                rig.compute(lease, rng.randint(lease.slot.filled, len(lease.slot.tokens)))
+        for slot in rig.cache.slots:
+            held = rig.memory.rows[slot.index]
+            assert held[: slot.filled].tolist() == slot.tokens[: slot.filled].tolist()
+        if rig.cache.tree is not None:
+            assert rig.cache.tree.used_bytes <= parked_tokens * TOKEN_BYTES
+    assert reused > 1000

@@ -1,0 +1,46 @@
+"""Puts one step's tokens into the batch. The hot path: a few slices per sequence, no loop over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from serving.engines.llama_cpp.native import Context
+from serving.engines.llama_cpp.sequence import Running
+
+
+def fill_batch(
+    context: Context, active: Sequence[Running], allowance: Mapping[int, int]
+) -> tuple[int, list[tuple[Running, int]], int]:
+    """One token of every answering sequence and the prompt tokens of `allowance`, in the order of `active`.
+
+    Returns (entries, sequences that get a token with the entry of its logits, prompt tokens).
+    """
+    tokens, positions = context.tokens, context.positions
+    sequence_ids, outputs = context.sequence_ids, context.outputs
+    at = prefilled = 0
+    wanted: list[tuple[Running, int]] = []
+    for running in active:
+        slot = running.slot
+        filled = slot.filled
+        if running.decoding:
+            tokens[at] = running.answer[-1]
+            positions[at] = filled
+            sequence_ids[at] = slot.index
+            part = 1
+        elif part := allowance.get(running.sid, 0):
+            end = at + part
+            tokens[at:end] = running.prompt[filled : filled + part]
+            positions[at:end] = np.arange(filled, filled + part, dtype=np.int32)
+            sequence_ids[at:end] = slot.index
+            outputs[at:end] = 0
+            prefilled += part
+        else:
+            continue
+        slot.filled = filled + part
+        at += part
+        if running.decoding:
+            outputs[at - 1] = 1
+            wanted.append((running, at - 1))
+    return at, wanted, prefilled
