@@ -175,7 +175,8 @@ class LocalBackend:
         return Work(
             # Local ids may repeat (a client's x-request-id), the node's attempts may not.
             key=AttemptKey(f"local/{next(self._numbers)}/{request.request_id}", ATTEMPT_NO),
-            tenant=request.tenant,
+            # A gateway's tenants have names of their own making; what is cached for them is not shared.
+            tenant=f"local/{request.tenant}",
             variant_digest=variant.digest,
             input_kind=kind,
             input=data,

@@ -25,6 +25,7 @@ from tidegate.routing.domain import (
     Role,
     ServeError,
     Tier,
+    Work,
 )
 from tidegate.routing.prefix import canonical_bytes
 
@@ -198,6 +199,19 @@ async def test_the_second_turn_finds_its_prefix_warm() -> None:
 
 
 # --- errors ---
+
+
+async def test_local_callers_share_no_cache_with_a_gateways_tenant_of_the_same_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Local() as local:
+        taken: list[Work] = []
+        monkeypatch.setattr(local.node.engine, "submit", taken.append)
+        for tenant in ("default", "team"):
+            asking = asyncio.create_task(local.all(replace(REQUEST, tenant=tenant)))
+            await asyncio.sleep(0.1)
+            asking.cancel()
+        assert [work.tenant for work in taken] == ["local/default", "local/team"]
 
 
 async def test_neither_or_both_of_messages_and_prompt_is_invalid() -> None:
