@@ -13,7 +13,6 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -21,7 +20,7 @@ from aiohttp import web
 from serving.engine_settings import build_engine
 from serving.engines.base import EngineUnavailable
 from serving.identity import IdentityError, NodeIdentity, load_identity
-from serving.node import LocalBackend, NodeRuntime
+from serving.node import LocalBackend, NamedIdentity, NodeRuntime
 from serving.node_settings import LinkSettings, NodeSettings
 from serving.openai_api.backend import ModelCard
 from serving.startup import ProgramArgs, ProgramError, is_loopback
@@ -38,15 +37,6 @@ LINK_STOP_S = 1.0
 # Last words get this long even when the work itself took all of the grace.
 MIN_FLUSH_S = 1.0
 LOADING_RETRY_MS = 1000.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """Implements serving.node.NodeIdentityLike."""
-
-    node_id: str
-    boot_id: str
-    name: str
 
 
 class StartingBackend:
@@ -134,7 +124,7 @@ class NodeProgram:
             self._identity = load_identity(settings.state_folder())
         except (IdentityError, EngineUnavailable) as error:
             raise ProgramError(str(error)) from error
-        named = _Named(self._identity.node_id, self._identity.boot_id, settings.shown_name)
+        named = NamedIdentity(self._identity.node_id, self._identity.boot_id, settings.shown_name)
         self.runtime = NodeRuntime(engine, named, direct_endpoints=settings.link.direct_endpoints)
         self.backend = StartingBackend()
         self._started = False

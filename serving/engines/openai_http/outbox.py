@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
+from tidegate.link.outbox import merge
 from tidegate.routing.domain import AttemptKey, SequenceOutput, StepBatch
 
 
@@ -18,7 +18,7 @@ class Outbox:
 
     def put(self, output: SequenceOutput) -> None:
         earlier = self._outputs.get(output.key)
-        self._outputs[output.key] = output if earlier is None else _joined(earlier, output)
+        self._outputs[output.key] = output if earlier is None else merge(earlier, output)
         self._filled.set()
 
     def drop(self, key: AttemptKey) -> None:
@@ -39,13 +39,3 @@ class Outbox:
         outputs = tuple(self._outputs.values())
         self._outputs.clear()
         return StepBatch(outputs)
-
-
-def _joined(first: SequenceOutput, second: SequenceOutput) -> SequenceOutput:
-    return replace(
-        first,
-        count=first.count + second.count,
-        text=first.text + second.text,
-        first_token=first.first_token or second.first_token,
-        finish=second.finish,
-    )
