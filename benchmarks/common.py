@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -87,10 +88,17 @@ def run(name: str, measure: Callable[[], Awaitable[list[Row]]]) -> int:
     except CannotMeasure as error:
         print(f"bench-{name}: {error}", file=sys.stderr)
         return 2
+    except asyncio.CancelledError:
+        print(f"bench-{name}: was told to end", file=sys.stderr)
+        return 2
     return publish(name, rows)
 
 
 async def _measured(measure: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    asked = asyncio.current_task()
+    if asked is not None:
+        # So that a benchmark that is told to end takes its children with it.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.cancel)
     load = ForeignLoad()
     rows = await measure()
     return [*rows, row("busy cores of others meanwhile", load.cores(), "cores")]
