@@ -46,7 +46,7 @@ class OperatorTable:
         binding = by_id or by_token or self._default
         if binding is None:
             raise UnknownNode(
-                f"node {node_id} is in no row of the operator's table: add a [[nodes]] row with a join token or "
-                "its node_ids to the gateway's settings, or set default_tier"
+                f"node {node_id} is in no row of the operator's table: add a [[nodes]] row with a join token "
+                "or its node_ids to the gateway's settings, or set default_tier"
             )
         return binding
