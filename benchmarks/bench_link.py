@@ -33,6 +33,11 @@ CANCEL_S = 20.0
 POLL_S = 0.25
 BAR_MS = 100.0
 GOAL_CORES = 0.4
+# Long enough for the flood that the stopped reader does not read.
+LIMITS = """
+[routing]
+max_tokens_limit = 1000000
+"""
 
 
 class Nodes:
@@ -203,7 +208,7 @@ async def measure() -> list[Row]:
     args = parser.parse_args()
     raise_file_limit(args.nodes * 2 + 1000)
     async with Programs() as programs:
-        gateway = await programs.start_gateway()
+        gateway = await programs.start_gateway(LIMITS)
         view = GatewayView(gateway.pid, programs.http_url)
         bench = Bench(programs, view, args)
         try:

@@ -20,6 +20,7 @@ from benchmarks.link.simnode import FLOOD
 from benchmarks.talker import commands, say
 
 ENDLESS_TOKENS = 8192
+FLOOD_TOKENS = 1_000_000
 BIG_PROMPT = "tide " * (4 * 1024 * 1024 // 5)
 # Shorter than the gateway's patience with a reader that takes nothing.
 STOPPED_S = 25.0
@@ -62,7 +63,7 @@ class Clients:
     async def stopped_reader(self) -> None:
         """Opens a flood, takes its first token and then nothing."""
         while True:
-            async with self._client.generate(FLOOD, model=self._model, max_tokens=ENDLESS_TOKENS) as chunks:
+            async with self._client.generate(FLOOD, model=self._model, max_tokens=FLOOD_TOKENS) as chunks:
                 await anext(chunks)
                 self.seen.begun += 1
                 await asyncio.sleep(STOPPED_S)

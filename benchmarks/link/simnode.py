@@ -31,8 +31,9 @@ from tidegate.routing.domain import (
 MODEL = "sim"
 HOT_MODEL = "sim-hot"
 FLOOD = "FLOOD"
-FLOOD_OUTPUTS = 512
+FLOOD_OUTPUTS = 400
 FLOOD_TEXT = "x" * 16_384
+FLOOD_TOKENS = 64  # per output: a gateway does not take more text than tokens can hold
 FLOOD_INTERVAL_S = 0.005
 PREFILL_MS = 20.0
 SPEEDS = Speeds(2000.0, ((1, 10.0), (64, 10.0)))
@@ -44,6 +45,7 @@ class _Sequence:
     listener: NodeListener
     flood: bool
     index: int = 0
+    floods: int = 0
     timer: asyncio.TimerHandle | None = None
 
 
@@ -131,17 +133,19 @@ class SimNode:
         sequence.timer = asyncio.get_running_loop().call_later(delay_s, self._token, sequence)
 
     def _token(self, sequence: _Sequence) -> None:
-        flooding = sequence.flood and sequence.index < FLOOD_OUTPUTS
+        flooding = sequence.flood and sequence.floods < FLOOD_OUTPUTS
+        sequence.floods += flooding
         work = sequence.work
         first = FirstToken(0.0, PREFILL_MS, 0, 1, len(work.input) // 4) if not sequence.index else None
-        sequence.index += 1
+        first_index, count = sequence.index, FLOOD_TOKENS if flooding else 1
+        sequence.index += count
         ended = sequence.index >= work.max_tokens
         usage = Usage(len(work.input) // 4, sequence.index)
         output = SequenceOutput(
             key=work.key,
-            first_index=sequence.index - 1,
-            count=1,
-            token_ids=(sequence.index,),
+            first_index=first_index,
+            count=count,
+            token_ids=tuple(range(first_index, first_index + count)),
             text=FLOOD_TEXT if flooding else "tide ",
             first_token=first,
             finish=Finish(FinishReason.LENGTH, usage) if ended else None,
