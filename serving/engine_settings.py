@@ -53,6 +53,10 @@ class LlamaCppSection(Section):
     hang_timeout_s: float = Field(
         default=20.0, gt=0, description="Seconds without a step after which a busy engine is restarted"
     )
+    fit_check: bool = Field(
+        default=True,
+        description="Refuse to load a model that memory is too short for; `tidegate-edge plan` shows why",
+    )
     debug: bool = Field(default=False, description="Let llama.cpp write its own log to stderr")
 
 

@@ -14,6 +14,8 @@ from serving.engines.base import EngineUnavailable
 COMMANDS = {
     "quantize": "make smaller variants of a model and measure what each costs in quality",
     "prune": "make variants with fewer layers",
+    "report": "measure every variant on this device",
+    "plan": "show what a model needs in memory, and whether it fits",
 }
 
 

@@ -15,7 +15,7 @@ from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.catalog import file_digest, read_entry
-from serving.engines.llama_cpp.gguf_check import check_gguf
+from serving.engines.llama_cpp.fit import check_model
 from serving.engines.llama_cpp.identity import describe
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
 from serving.engines.llama_cpp.outbox import Outbox
@@ -69,7 +69,7 @@ class LlamaCppEngine:
     async def start(self) -> EngineInfo:
         """Checks the file, loads and measures. Raises EngineUnavailable."""
         path = self._settings.model_path
-        header = await asyncio.to_thread(check_gguf, path)
+        header = await asyncio.to_thread(check_model, self._settings)
         entry = await asyncio.to_thread(read_entry, path)
         self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
         child, ready = await self._launch()

@@ -69,6 +69,9 @@ class LlamaCppSettings(BaseModel):
     bounded_spin: bool = Field(
         default=False, description="Let waiting threads sleep early: for several threads on shared cores."
     )
+    fit_check: bool = Field(
+        default=True, description="Refuse to load a model that memory is too short for, with the numbers."
+    )
     debug: bool = Field(default=False, description="Let llama.cpp write its log to standard error.")
 
     def child_config(self) -> ChildConfig:

@@ -85,3 +85,13 @@ def test_the_header_tells_every_tensor() -> None:
     assert {t.type for t in found.tensors} >= {"F32", "Q4_1"}
     assert (found.number("block_count"), found.number("embedding_length")) == (30, 576)
     assert found.number("no.such.key", 7) == 7
+
+
+def test_plan_tells_the_budget_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "bundled", "--slots", "2", "--context", "512"]) == 0
+    text = capsys.readouterr().out
+    assert "fits: 2 slots of 512 tokens need" in text
+    assert main(["plan", "bundled", "--slots", "9000000", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["fits"] is False
+    assert data["total"] > data["available"]["bytes"]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from serving.engines.llama_cpp.isolate import isolate
-from serving.engines.llama_cpp.native import Model, NativeError, start_backend
+from serving.engines.llama_cpp.native import C, Context, Model, NativeError, start_backend
 from serving.engines.llama_cpp.prepare_child import BACKGROUND, quantize
 from serving.engines.llama_cpp.quality import perplexity
+from serving.engines.llama_cpp.variants.rates import decode_step_ms, prefill_rate, random_prompt
+from serving.engines.llama_cpp.variants.tasks import accuracy, questions_digest, read_questions
+
+_DECODE_STEPS = 24
+_PROMPT_TOKENS = 256
+_REPACKED = re.compile(rb"REPACK model buffer size = *([0-9.]+) MiB")
 
 
 def score_without(task: dict[str, Any]) -> float:
@@ -25,7 +33,70 @@ def score_without(task: dict[str, Any]) -> float:
         target.unlink(missing_ok=True)
 
 
-_TASKS = {"score_without": score_without}
+def measure(task: dict[str, Any]) -> dict[str, object]:
+    """What one file does here: the measured members of catalog.Figures."""
+    slots, context_tokens = task["slots"], task["context_tokens"]
+    log = _LoadLog()
+    began = time.perf_counter()
+    model = Model(task["path"])
+    context = _context(model, slots, context_tokens, task["threads"])
+    load_ms = (time.perf_counter() - began) * 1000.0
+    prompt = random_prompt(model.n_vocab, min(_PROMPT_TOKENS, context_tokens - _DECODE_STEPS - 1))
+    prefill_rate(context, prompt[:16], chunk=16, repeats=1)
+    figures: dict[str, object] = {
+        "load_ms": load_ms,
+        "repacked_bytes": log.repacked_bytes,
+        "prefill_tokens_per_s": prefill_rate(context, prompt, chunk=256),
+        "decode_1_tokens_per_s": 1000.0 / decode_step_ms(context, 1, depth=len(prompt), steps=_DECODE_STEPS),
+    }
+    step_ms = decode_step_ms(context, slots, depth=len(prompt), steps=_DECODE_STEPS)
+    figures["decode_slots_tokens_per_s"] = 1000.0 * slots / step_ms
+    questions = read_questions()
+    figures["accuracy"] = accuracy(model, context, questions, lambda share: say({"share": share}))
+    return figures | _memory() | {"accuracy_items": len(questions), "accuracy_text": questions_digest()}
+
+
+def _context(model: Model, slots: int, context_tokens: int, threads: int) -> Context:
+    return Context(
+        model,
+        sequences=slots,
+        context_tokens=context_tokens,
+        n_batch=512,
+        threads=threads,
+        kv_type="f16",
+    )
+
+
+class _LoadLog:
+    """Reads from llama.cpp's log how much of a model got a layout made for this processor's fast kernels."""
+
+    def __init__(self) -> None:
+        self.repacked_bytes = 0
+        # llama.cpp calls it for as long as it is set.
+        self._callback = C.llama_log_callback(self._take)
+        C.llama_log_set(self._callback, None)
+
+    def _take(self, _level: int, text: bytes, _data: object) -> None:
+        found = _REPACKED.search(text)
+        if found:
+            self.repacked_bytes += int(float(found[1]) * 1024 * 1024)
+
+
+def _memory() -> dict[str, int]:
+    """Of this process, in bytes; zeros where the system does not tell."""
+    sizes = {"Rss": 0, "Pss": 0}
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name in sizes:
+            sizes[name] = int(rest.split()[0]) * 1024
+    return {"rss_bytes": sizes["Rss"], "pss_bytes": sizes["Pss"]}
+
+
+_TASKS = {"score_without": score_without, "measure": measure}
 
 
 def say(message: dict[str, Any]) -> None:
