@@ -96,11 +96,15 @@ class Fleet:
             del self._nodes[node_id]
             self._changed(None)
 
-    def heard(self, node_id: str) -> None:
-        """Any message counts as a sign of life."""
+    def heard(self, node_id: str) -> bool:
+        """Any message counts as a sign of life; True when the node was SUSPECT until now."""
         node = self._nodes.get(node_id)
-        if node is not None:
-            node.last_heard_s = self._clock()
+        if node is None:
+            return False
+        now = self._clock()
+        was_suspect = now - node.last_heard_s > self._suspect_after_s
+        node.last_heard_s = now
+        return was_suspect
 
     def overslept(self, seconds: float) -> None:
         """This process stood still: nobody's silence in that time says anything, their words wait unread."""

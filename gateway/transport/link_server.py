@@ -150,7 +150,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         node_id = link.session.node_id
         self._ping(link)
         while (message := await context.read()) is not grpc.aio.EOF:
-            self._fleet.heard(node_id)
+            self._heard(node_id)
             kind = message.WhichOneof("message")
             if kind == "heartbeat":
                 self._fleet.heartbeat(node_id, codec.load_from_pb(message.heartbeat))
@@ -162,6 +162,10 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
             elif kind == "cache_report":
                 self._cache_report(link, message.cache_report)
         return ENDED
+
+    def _heard(self, node_id: str) -> None:
+        if self._fleet.heard(node_id):
+            self._metrics.link_events.labels("suspected").inc()
 
     def _ping(self, link: _Link) -> None:
         """One ping per heartbeat at first, then one in a while; several may be on the way, as a round trip
@@ -212,7 +216,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
 
     async def _read_data(self, context: Any, session: NodeSession) -> str:
         while (message := await context.read()) is not grpc.aio.EOF:
-            self._fleet.heard(session.node_id)
+            self._heard(session.node_id)
             kind = message.WhichOneof("message")
             if kind == "chunk_batch":
                 self._fleet.delivered(session.node_id)
