@@ -262,18 +262,10 @@ class LinkSession:
 
     def _begin(self, work: Work, input_bytes: int) -> None:
         self._take(self._intake.begin(work, input_bytes, self._clock()))
-        if work.key in self._intake and (failure := self._no_room()) is not None:
+        if work.key in self._intake and self._service.load().draining:
             # Better now than after the rest of a large input has come.
             self._intake.cancel(work.key)
-            self._bounce(work.key, failure)
-
-    def _no_room(self) -> Failure | None:
-        load, said = self._service.load(), self._service.announcement()
-        if load.draining:
-            return Failure(Cause.DRAINING, "the node takes no more work")
-        if load.running + load.queued >= said.slots + said.queue_limit:
-            return Failure(Cause.OVERLOADED, f"{load.running + load.queued} sequences run or wait already")
-        return None
+            self._bounce(work.key, Failure(Cause.DRAINING, "the node takes no more work"))
 
     def _take(self, work: Work | None) -> None:
         if work is None:

@@ -34,6 +34,7 @@ from tidegate.routing.domain import (
 
 _log = logging.getLogger(__name__)
 _MAX_BYTES_PER_TOKEN = 256  # longer than any token: such an input is not worth sending
+_HEALTH = "upstream-health"
 _NOT_READY = Failure(Cause.UPSTREAM, "the upstream server is not ready")
 _TOO_LATE = Failure(Cause.DEADLINE, "the deadline passed in the node's queue")
 _STOPPED = Failure(Cause.DRAINING, "the node stopped")
@@ -76,7 +77,7 @@ class OpenAiHttpEngine:
                 f"the OpenAI-compatible server at {settings.base_url} cannot be used: {said}. "
                 "Start it, or set its base URL, model and key."
             ) from error
-        self._spawn(self._watch.run_health(), "upstream-health")
+        self._spawn(self._watch.run_health(), _HEALTH)
         self._spawn(self._watch.run_metrics(), "upstream-metrics")
         return info
 
@@ -299,3 +300,6 @@ class OpenAiHttpEngine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the task %s ended: %s", task.get_name(), type(error).__name__)
+            if task.get_name() == _HEALTH:
+                # Nobody would see the server come or go: ends the steps, so that the node's owner notices.
+                self._outbox.close()

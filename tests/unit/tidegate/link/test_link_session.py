@@ -17,7 +17,6 @@ from tidegate.link.seam import NodeListener, WorkRefused
 from tidegate.link.session import LinkLost, LinkSession
 from tidegate.node.v1 import node_pb2
 from tidegate.routing.domain import (
-    Announcement,
     AttemptKey,
     CacheDelta,
     Cause,
@@ -26,17 +25,12 @@ from tidegate.routing.domain import (
     FinishReason,
     InputKind,
     NodeLoad,
-    ReplayClass,
     Sampling,
     SequenceOutput,
-    Speeds,
     Work,
 )
 
 pytestmark = pytest.mark.looptime
-
-
-ANNOUNCEMENT = Announcement("n1", "boot", "n1", (), 2, 1, "b", ReplayClass.NONE, "", "", Speeds(1.0, ()))
 
 
 class Stream:
@@ -70,9 +64,6 @@ class NotingNode:
         self.now = NodeLoad(ready=True)
         self.taken: list[Work] = []
         self.defect: Exception | None = None
-
-    def announcement(self) -> Announcement:
-        return ANNOUNCEMENT
 
     def load(self) -> NodeLoad:
         return self.now
@@ -247,22 +238,13 @@ async def test_a_deadline_counts_from_the_head_of_a_work() -> None:
         assert len(link.data.sent("fragment_ack")) == 2
 
 
-@pytest.mark.parametrize(
-    ("load", "cause"),
-    [
-        (NodeLoad(ready=True, draining=True), Cause.DRAINING),
-        (NodeLoad(ready=True, running=2, queued=1), Cause.OVERLOADED),
-    ],
-)
-async def test_a_node_without_room_says_so_before_a_large_input_has_come(
-    load: NodeLoad, cause: Cause
-) -> None:
+async def test_a_draining_node_says_so_before_a_large_input_has_come() -> None:
     async with linked() as link:
         await link.give(work("r0", b"x" * 10), first=4)
         assert link.bounces == []
-        link.node.now = load
+        link.node.now = NodeLoad(ready=True, draining=True)
         await link.give(work("r1", b"x" * 10), first=4)
-        assert link.bounces == [("r1", cause)]
+        assert link.bounces == [("r1", Cause.DRAINING)]
         await link.fragment("r1", b"x" * 6)
         assert link.node.taken == []
         assert len(link.data.sent("fragment_ack")) == 1

@@ -11,6 +11,7 @@ from openai_stub import Reply, Script, Stub, status
 
 from serving.engines.base import EngineRefused, EngineUnavailable
 from serving.engines.openai_http import OpenAiHttpEngine
+from serving.engines.openai_http.health import UpstreamWatch
 from tidegate.routing.domain import CacheDelta, Cause, Failure, FinishReason, Variant
 
 METRICS = """
@@ -217,3 +218,18 @@ async def test_unreadable_metrics_are_left_alone(stub: Stub, caplog: pytest.LogC
         await rig.run(work())
         assert rig.engine.load().running == 0
     assert "cannot be read" in caplog.text
+
+
+async def test_a_health_watch_that_breaks_ends_the_steps(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = asyncio.Event()
+
+    async def watch(self: UpstreamWatch) -> None:
+        await broken.wait()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(UpstreamWatch, "run_health", watch)
+    async with running(stub) as rig:
+        await asyncio.sleep(0.05)
+        assert not rig.task.done()
+        broken.set()
+        await asyncio.wait_for(rig.task, 2.0)
