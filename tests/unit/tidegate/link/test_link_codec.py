@@ -32,13 +32,17 @@ from tidegate.routing.domain import (
     Work,
 )
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+# What a label may hold; the text of an answer is another matter.
+texts = st.text(st.characters(exclude_categories=["Cs"]).filter(str.isprintable), max_size=12)
+answers = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 counts = st.integers(0, 2**31 - 1)
-times = st.floats(0, 1e9)
+times = st.floats(0, 1e7)
 names = st.lists(st.binary(min_size=16, max_size=16), max_size=3).map(tuple)
 keys = st.builds(AttemptKey, texts, counts)
 usages = st.builds(Usage, counts, counts, counts)
-speeds = st.builds(Speeds, times, st.lists(st.tuples(counts, times), max_size=3).map(tuple), times)
+speeds = st.builds(
+    Speeds, times, st.lists(st.tuples(st.integers(1, 64), st.floats(0.01, 1e6)), max_size=3).map(tuple), times
+)
 # The gateway's own causes never come from a node.
 node_causes = st.sampled_from([c for c in Cause if c not in (Cause.NODE_LOST, Cause.STALLED)])
 failures = st.builds(Failure, node_causes, texts)
@@ -49,7 +53,7 @@ outputs = st.builds(
     counts,
     counts,
     st.lists(counts, max_size=3).map(tuple),
-    texts,
+    answers,
     st.sampled_from(Unit),
     st.none() | st.builds(FirstToken, times, times, counts, counts, counts),
     st.none() | finishes,
@@ -87,7 +91,7 @@ variants = st.builds(
     digest=texts.filter(bool),
     quantization=texts,
     context_tokens=st.integers(1, 2**31 - 1),
-    perplexity=st.none() | times,
+    perplexity=st.none() | st.floats(1.0, 1e6),
     capabilities=st.frozensets(texts, max_size=3),
     aliases=st.lists(texts, max_size=2).map(tuple),
 )
@@ -97,8 +101,8 @@ announcements = st.builds(
     boot_id=texts,
     name=texts.filter(bool),
     variants=st.lists(variants, max_size=2).map(tuple),
-    slots=st.integers(1, 2**31 - 1),
-    queue_limit=counts,
+    slots=st.integers(1, codec.MAX_SEQUENCES),
+    queue_limit=st.integers(0, codec.MAX_SEQUENCES),
     build=texts,
     replay_class=st.sampled_from(ReplayClass),
     replay_digest=texts,
@@ -185,3 +189,19 @@ def test_a_variant_that_serves_nothing_is_refused() -> None:
     pb.variants.add(model="m", digest="", context_tokens=10)
     with pytest.raises(ServeError):
         codec.register_from_pb(pb)
+
+
+@pytest.mark.parametrize("name", ["node_id", "name", "build", "hardware_class", "boot_id", "replay_digest"])
+def test_a_label_that_would_break_a_log_line_is_refused(name: str) -> None:
+    with pytest.raises(ServeError):
+        codec.register_from_pb(node_pb2.Register(**{"node_id": "n", name: "a\nb"}))
+
+
+def test_numbers_no_proper_node_sends_are_made_sane() -> None:
+    load = codec.load_from_pb(
+        node_pb2.Heartbeat(running=-1, queued=-2, pending_prefill_tokens=-3, progress_age_ms=float("nan"))
+    )
+    assert (load.running, load.queued, load.pending_prefill_tokens, load.progress_age_ms) == (0, 0, 0, 0.0)
+    failure = codec.failure_from_pb(node_pb2.Failure(detail="a\nb" + "x" * 10_000))
+    assert failure.detail.startswith("a b")
+    assert len(failure.detail) == codec.MAX_DETAIL_CHARS
