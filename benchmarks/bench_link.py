@@ -66,7 +66,6 @@ class GatewayView:
     def __init__(self, pid: int, url: str) -> None:
         self._pid = pid
         self._url = url
-        self.most_unready = 0.0
 
     async def metrics(self) -> dict[str, float]:
         async with aiohttp.ClientSession() as session, session.get(f"{self._url}/metrics") as response:
@@ -232,9 +231,7 @@ def rows_of(
     args: argparse.Namespace, ready_s: float, alone: float, seen: Seen, metrics: dict[str, float]
 ) -> list[Row]:
     lost = metrics.get('tidegate_link_events_total{event="lost"}', 0.0)
-    suspected = sum(
-        value for name, value in metrics.items() if name.startswith("tidegate_node_suspected_total")
-    )
+    suspected = metrics.get('tidegate_link_events_total{event="suspected"}', 0.0)
     hot, other = "the hot node", "any node"
     rows = [
         row(f"{args.nodes} nodes joined and ready after", ready_s, "s"),
