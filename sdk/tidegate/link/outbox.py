@@ -65,11 +65,13 @@ class Outbox:
         self._changed.set()
 
     def pop(self) -> tuple[SequenceOutput, ...]:
-        """All outputs that may be sent now.
+        """All outputs that may be sent now, first tokens first: everything on the way keeps this order, and
+        the others' next tokens can wait a fraction of a millisecond where somebody waits for an answer.
 
         A final output goes without credit: it is one message and frees the request.
         """
         ready = [o for o in self._waiting.values() if o.finish is not None or self._credits[o.key] > 0]
+        ready.sort(key=lambda output: output.first_token is None)
         for output in ready:
             del self._waiting[output.key]
             if output.finish is not None:
