@@ -56,6 +56,7 @@ class NodeSession:
         stream = AttemptStream(
             work.key,
             work.credits,
+            max_tokens=work.max_tokens,
             start_index=work.start_index,
             grant=self._work.grant,
             cancel=self._cancel,

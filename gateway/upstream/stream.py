@@ -10,6 +10,9 @@ from tidegate.routing.domain import AttemptKey, Cause, Failure, Finish, Sequence
 # The consumer gives credit back in handfuls, so that it does not cost a message per chunk; with few credits
 # in smaller ones, or the node would wait for the rest of a handful that cannot come.
 CREDIT_BATCH = 16
+# No token of any vocabulary is longer; beyond it a node's text is not an answer.
+MAX_TOKEN_CHARS = 256
+TEXT_SLACK_CHARS = 4096
 
 
 class AttemptStream:
@@ -24,6 +27,7 @@ class AttemptStream:
         key: AttemptKey,
         credits: int,
         *,
+        max_tokens: int,
         start_index: int = 0,
         grant: Callable[[AttemptKey, int], None],
         cancel: Callable[[AttemptKey], None],
@@ -35,6 +39,10 @@ class AttemptStream:
         self._outputs: asyncio.Queue[SequenceOutput] = asyncio.Queue()
         self._consumed = 0
         self._put_index = start_index
+        self._credits = credits
+        self._unread = 0
+        self._text_chars = 0
+        self._text_limit = TEXT_SLACK_CHARS + MAX_TOKEN_CHARS * max_tokens
         self.ended = False
 
     def put(self, output: SequenceOutput) -> None:
@@ -44,10 +52,12 @@ class AttemptStream:
         """
         if self.ended:
             return
-        if output.first_index != self._put_index or output.count < 0:
+        if fault := self._fault(output):
             self.close()
-            output = self._failure(Failure(Cause.INTERNAL, "the node's tokens are not contiguous"))
+            output = self._failure(Failure(Cause.INTERNAL, fault))
         self._put_index += output.count
+        self._text_chars += len(output.text)
+        self._unread += 1
         self._outputs.put_nowait(output)
         self.ended = output.finish is not None
 
@@ -55,12 +65,23 @@ class AttemptStream:
         """Ends the attempt without the node's word, for instance when its link was lost."""
         self.put(self._failure(failure))
 
+    def _fault(self, output: SequenceOutput) -> str:
+        """What a node may not send: it would fill our memory or lie to the client."""
+        if output.first_index != self._put_index or output.count < 0:
+            return "the node's tokens are not contiguous"
+        if self._unread > self._credits:
+            return "the node sent more than it had credit for"
+        if self._text_chars + len(output.text) > self._text_limit:
+            return "the node sent more text than the tokens asked for can hold"
+        return ""
+
     def _failure(self, failure: Failure) -> SequenceOutput:
         return SequenceOutput(key=self.key, first_index=self._put_index, finish=Finish(failure))
 
     async def next(self) -> SequenceOutput:
         """The next output; the last one carries `finish`."""
         output = await self._outputs.get()
+        self._unread -= 1
         self._consumed += 1
         if self._consumed >= self._grant_after and not self.ended:
             self._grant(self.key, self._consumed)

@@ -100,7 +100,11 @@ class Nodes:
         if not self.scripts.get(node_id):
             raise NotLinked(node_id)
         stream = AttemptStream(
-            work.key, work.credits, grant=lambda key, n: None, cancel=self.cancelled.append
+            work.key,
+            work.credits,
+            max_tokens=work.max_tokens,
+            grant=lambda key, n: None,
+            cancel=self.cancelled.append,
         )
         self.tasks.append(asyncio.create_task(self._play(stream, self.scripts[node_id].pop(0))))
         return stream

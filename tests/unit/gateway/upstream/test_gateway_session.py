@@ -173,7 +173,7 @@ async def test_a_newer_link_replaces_an_older_one_and_not_the_other_way() -> Non
 
 
 async def test_a_stream_fails_where_its_consumer_stands() -> None:
-    stream = AttemptStream(KEY, 64, start_index=0, grant=lambda key, n: None, cancel=lambda key: None)
+    stream = AttemptStream(KEY, 64, max_tokens=8, grant=lambda key, n: None, cancel=lambda key: None)
     stream.put(output(0))
     await stream.next()
     stream.fail(Failure(Cause.NODE_LOST))
@@ -194,4 +194,21 @@ async def test_a_node_whose_tokens_are_not_contiguous_has_failed(session: Sessio
     assert stream._outputs.empty()
     assert await session.next_control() == CancelCommand(KEY)
     assert session.ended == [KEY]
+    assert session.running == 0
+
+
+async def test_a_node_that_sends_more_than_it_may_has_failed(session: Session) -> None:
+    """Beyond its credit, or more text than the tokens asked for can hold: both would fill our memory."""
+    unread = session.open(work(credits=4, max_tokens=100))
+    session.deliver([output(i) for i in range(6)])
+    outputs = [await unread.next() for _ in range(6)]
+    assert failure_of(outputs[5]).detail == "the node sent more than it had credit for"
+    chatty = session.open(work("r2", max_tokens=2))
+    await session.next_data()
+    key = AttemptKey("r2", 1)
+    session.deliver(
+        [SequenceOutput(key, 0, 1, (1,), "x" * 4000), SequenceOutput(key, 1, 1, (2,), "x" * 4000)]
+    )
+    assert (await chatty.next()).finish is None
+    assert "more text" in failure_of(await chatty.next()).detail
     assert session.running == 0
