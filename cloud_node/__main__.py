@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cloud_node.app import run_cloud
 from cloud_node.settings import CloudSettings
+from serving.node_program import check_node
 from serving.startup import program_main
 
 SUMMARY = (
@@ -18,7 +19,12 @@ SUMMARY = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     return program_main(
-        CloudSettings, run_cloud, summary=SUMMARY, packages=("cloud_node", "serving", "tidegate"), argv=argv
+        CloudSettings,
+        run_cloud,
+        summary=SUMMARY,
+        packages=("cloud_node", "serving", "tidegate"),
+        argv=argv,
+        check=check_node,
     )
 
 

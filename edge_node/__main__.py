@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from edge_node.app import run_edge
+from edge_node.app import check_edge, run_edge
 from edge_node.commands import COMMANDS, run_command
 from edge_node.settings import EdgeSettings
 from serving.startup import program_main
@@ -24,7 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS:
         return run_command(arguments[0], arguments[1:])
     return program_main(
-        EdgeSettings, run_edge, summary=SUMMARY, packages=("edge_node", "serving", "tidegate"), argv=arguments
+        EdgeSettings,
+        run_edge,
+        summary=SUMMARY,
+        packages=("edge_node", "serving", "tidegate"),
+        argv=arguments,
+        check=check_edge,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from edge_node.settings import EdgeSettings, LocalApiSettings
-from serving.node_program import NodeProgram
+from serving.node_program import NodeProgram, check_node
 from serving.openai_api.app import build_routes, make_runner
 from serving.openai_api.backend import Caller
 from serving.openai_api.guard import local_guard
@@ -69,6 +69,15 @@ def build_app(
 
     node.add_admin_routes(app, may_scrape)
     return app
+
+
+def check_edge(settings: EdgeSettings, args: ProgramArgs) -> None:
+    """What --check-config finds besides types. Raises SettingsError or ProgramError."""
+    api = settings.local_api
+    keys = LocalKeys.from_settings(api)
+    check_exposure({"local_api": api}, keys_configured=not keys.is_open, insecure=args.insecure)
+    _tls(api)
+    check_node(settings, args)
 
 
 async def run_edge(settings: EdgeSettings, args: ProgramArgs, stop: asyncio.Event) -> None:

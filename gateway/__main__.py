@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from gateway.app import check
 from gateway.app import main as run_gateway
 from gateway.settings import GatewaySettings
 from serving.startup import program_main
@@ -15,6 +16,7 @@ def main() -> int:
         run_gateway,
         summary="Tidegate gateway: routes each request to the node that will meet its needs most cheaply.",
         packages=("gateway", "serving", "tidegate"),
+        check=check,
     )
 
 

@@ -73,7 +73,15 @@ class NodeRule(Section):
     tier: Literal["edge", "cloud"] = Field(description="Tier of these nodes")
     region: str = Field(default="", description="Region of these nodes")
     trust: str = Field(default="standard", description="Trust level of these nodes")
-    cost_per_mtoken: float = Field(default=0.0, ge=0, description="Price of a million tokens there")
+    cost_per_mtoken: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Price of a million tokens there"
+    )
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> Self:
+        if self.join_token is None and not self.node_ids:
+            raise ValueError("a row needs a join_token or node_ids, or it is for nobody")
+        return self
 
 
 class DataClassRule(Section):
@@ -107,7 +115,7 @@ class LimitSettings(Section):
     )
     max_attempts: int = Field(default=3, ge=1, le=10, description="Tries per request before its first token")
     first_token_stall_s: float = Field(
-        default=20.0, gt=0, description="Seconds beyond five times the prediction to wait for a first token"
+        default=5.0, gt=0, description="Seconds beyond five times the prediction to wait for a first token"
     )
     token_stall_s: float = Field(default=10.0, gt=0, description="Seconds between two outputs of a node")
     write_stall_s: float = Field(
@@ -151,3 +159,19 @@ class GatewaySettings(ProgramSettings):
     routing: RoutingSettings = Field(default=RoutingSettings(), description="How nodes are chosen")
     limits: LimitSettings = Field(default=LimitSettings(), description="Bounds")
     log: LogSettings = Field(default=LogSettings(), description="What is logged to stderr")
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        """What no single field can tell."""
+        classes = [c.name for c in self.data_classes]
+        if len(set(classes)) != len(classes):
+            raise ValueError("data_classes: a name is listed twice")
+        names = [c.name for c in self.clients]
+        if len(set(names)) != len(names):
+            raise ValueError("clients: a name is listed twice")
+        for client in self.clients:
+            if client.data_class and client.data_class not in classes:
+                raise ValueError(f"clients: {client.name} names the unknown data class {client.data_class!r}")
+        if self.routing.max_tokens > self.routing.max_tokens_limit:
+            raise ValueError("routing: max_tokens is above max_tokens_limit")
+        return self

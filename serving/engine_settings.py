@@ -202,12 +202,11 @@ def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine
 
     section = settings.openai_http
     name = settings.model_name or section.upstream_model
-    if not section.base_url or not name:
-        missing = "openai_http.base_url" if not section.base_url else "model_name"
-        raise SettingsError(f"engine.{missing}: must be set when engine.kind is openai_http")
+    if not section.base_url:
+        raise SettingsError("engine.openai_http.base_url: must be set when engine.kind is openai_http")
     variant = Variant(
         model=name,
-        digest=section.digest or unnamed_digest(name),
+        digest=section.digest or (unnamed_digest(name) if name else ""),
         quantization=section.quantization,
         context_tokens=settings.context_tokens,
         perplexity=section.perplexity,

@@ -267,3 +267,18 @@ def check_links(link: LinkSettings, *, insecure: bool) -> None:
                 f"link.gateways: refusing a plain link to {address}: configure link.tls, or pass --insecure "
                 "if the network is trusted"
             )
+
+
+def check_node(settings: NodeSettings, args: ProgramArgs) -> None:
+    """What --check-config finds besides types. Raises SettingsError or ProgramError."""
+    from serving.tls import client_tls
+
+    check_links(settings.link, insecure=args.insecure)
+    if settings.link.join_token.is_configured:
+        settings.link.join_token.read()
+    if settings.link.tls is not None:
+        client_tls(settings.link.tls, "link.tls")
+    try:
+        build_engine(settings.engine)
+    except EngineUnavailable as error:
+        raise ProgramError(str(error)) from error

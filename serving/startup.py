@@ -198,13 +198,19 @@ def program_main(
     summary: str,
     packages: Sequence[str],
     argv: Sequence[str] | None = None,
+    check: Callable[[S, ProgramArgs], None] = lambda settings, args: None,
 ) -> int:
-    """Everything a program's `main()` does around its coroutine; returns the exit code."""
+    """Everything a program's `main()` does around its coroutine; returns the exit code.
+
+    For --check-config `check` finds what the settings' types cannot; raises SettingsError or ProgramError.
+    """
     args = parse_program_args(settings_class, summary, argv)
     program = settings_class.program
     try:
         check_distributions(packages)
         settings = load_settings(settings_class, args.config)
+        if args.check_config:
+            check(settings, args)
     except SettingsError as error:
         return _complain(program, EXIT_USAGE, *error.problems)
     except ProgramError as error:

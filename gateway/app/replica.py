@@ -29,7 +29,7 @@ from gateway.transport.link_server import NodeLinkServicer
 from gateway.transport.servers import ClientServer, LinkServer
 from gateway.upstream import LinkRegistry
 from serving.openai_api import FrontOptions, make_runner
-from serving.startup import ProgramArgs, bind_socket, check_exposure
+from serving.startup import ProgramArgs, bind_socket
 from serving.tls import server_ssl_context
 from tidegate.routing.baselines import policy_named
 from tidegate.routing.correction import Corrections
@@ -198,16 +198,7 @@ def _spare_the_collector() -> None:
 
 async def main(settings: GatewaySettings, args: ProgramArgs, stop: asyncio.Event) -> None:
     """Runs a replica until `stop`."""
-    check_exposure(
-        {"grpc": settings.grpc, "http": settings.http},
-        keys_configured=bool(settings.clients),
-        insecure=args.insecure,
-    )
-    check_exposure(
-        {"link": settings.link},
-        keys_configured=any(rule.join_token is not None for rule in settings.nodes),
-        insecure=args.insecure,
-    )
+    wiring.check_doors(settings, args)
     app = GatewayApp(settings)
     try:
         await app.start()

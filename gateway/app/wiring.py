@@ -15,6 +15,8 @@ from gateway.state.memory_store import MemoryStore
 from gateway.state.redis_store import RedisStore
 from gateway.transport.clients import ClientDirectory, ClientEntry
 from serving.settings import SettingsError
+from serving.startup import ProgramArgs, check_exposure
+from serving.tls import server_ssl_context
 from tidegate.routing.domain import Binding, ClassRule, Tier
 
 log = logging.getLogger(__name__)
@@ -38,16 +40,23 @@ def store(settings: GatewaySettings) -> Store:
     """Redis where a URL is set, else this process's memory."""
     if settings.store.url is None:
         return MemoryStore(time.monotonic)
-    return RedisStore(
-        settings.store.url, prefix=settings.store.prefix, timeout_s=settings.store.timeout_ms / 1000
-    )
+    try:
+        return RedisStore(
+            settings.store.url, prefix=settings.store.prefix, timeout_s=settings.store.timeout_ms / 1000
+        )
+    except ValueError as error:
+        raise SettingsError(f"store.url: {error}") from None
 
 
 def clients(settings: GatewaySettings) -> ClientDirectory:
     """API keys. Raises SettingsError for one that cannot be read."""
-    return ClientDirectory(
-        ClientEntry(c.name, c.key.read(), Client(c.tenant, c.data_class, c.admin)) for c in settings.clients
-    )
+    try:
+        return ClientDirectory(
+            ClientEntry(c.name, c.key.read(), Client(c.tenant, c.data_class, c.admin))
+            for c in settings.clients
+        )
+    except ValueError as error:
+        raise SettingsError(f"clients: {error}") from None
 
 
 def operator(settings: GatewaySettings) -> OperatorTable:
@@ -59,7 +68,10 @@ def operator(settings: GatewaySettings) -> OperatorTable:
             tokens.append((rule.join_token.read(), binding))
         nodes.update(dict.fromkeys(rule.node_ids, binding))
     default = None if settings.default_tier is None else Binding(Tier(settings.default_tier))
-    return OperatorTable(tokens=tokens, nodes=nodes, default=default)
+    try:
+        return OperatorTable(tokens=tokens, nodes=nodes, default=default)
+    except ValueError as error:
+        raise SettingsError(f"nodes: {error}") from None
 
 
 def data_classes(settings: GatewaySettings) -> DataClasses:
@@ -92,3 +104,24 @@ def dispatch_options(settings: GatewaySettings) -> DispatchOptions:
         credits=limits.credits,
         stall=StallLimits(first_s=limits.first_token_stall_s, between_s=limits.token_stall_s),
     )
+
+
+def check_doors(settings: GatewaySettings, args: ProgramArgs) -> None:
+    """Raises ProgramError for a listener beyond loopback that anybody could use."""
+    keys = bool(settings.clients)
+    clients_doors = {"grpc": settings.grpc, "http": settings.http}
+    check_exposure(clients_doors, keys_configured=keys, insecure=args.insecure)
+    tokens = any(rule.join_token is not None for rule in settings.nodes)
+    check_exposure({"link": settings.link}, keys_configured=tokens, insecure=args.insecure)
+
+
+def check(settings: GatewaySettings, args: ProgramArgs) -> None:
+    """Everything that can be known without listening. Raises SettingsError or ProgramError."""
+    check_doors(settings, args)
+    fleet_secret(settings)
+    clients(settings)
+    operator(settings)
+    store(settings)
+    for name, listen in (("grpc", settings.grpc), ("link", settings.link), ("http", settings.http)):
+        if listen.tls is not None:
+            server_ssl_context(listen.tls, f"{name}.tls")

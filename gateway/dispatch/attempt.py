@@ -33,6 +33,9 @@ class Upstream(Protocol):
 
 
 SLOW_CONSUMER_SHARE = 0.5
+# A timer that fires this late says that this process stood still, not the node.
+OVERSLEPT_S = 0.25
+SECOND_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,13 @@ class StallLimits:
     """How long an attempt may stand still, in seconds, before it counts as stalled.
 
     `first_s` bounds the wait for the first output beyond the predicted time to it; `between_s` the wait
-    between outputs. `predicted_factor` times the prediction is always allowed.
+    between outputs. `predicted_factor` times the prediction is always allowed. A node that works for others
+    meanwhile is not stalled: behind it an attempt may wait `busy_s` for its first output.
     """
 
-    first_s: float = 20.0
+    first_s: float = 5.0
     between_s: float = 10.0
+    busy_s: float = 120.0
     predicted_factor: float = 5.0
 
 
@@ -77,12 +82,15 @@ class Attempt:
         limits: StallLimits,
         predicted_ttft_ms: float = 0.0,
         deadline_s: float | None = None,
+        last_output_s: Callable[[], float] = lambda: float("-inf"),
     ) -> None:
         self._upstream = upstream
         self.node_id = node_id
         self.work = work
         self._clock = clock
         self._deadline_s = deadline_s
+        self._last_output_s = last_output_s
+        self._busy_s = limits.busy_s
         self._between_s = limits.between_s
         self._first_s = limits.first_s + limits.predicted_factor * predicted_ttft_ms / 1000
         self.started_s = clock()
@@ -127,10 +135,35 @@ class Attempt:
             limit_s = max(0.0, self._deadline_s - self._clock())
             failure = Failure(Cause.DEADLINE, "the request's deadline passed")
         try:
+            while True:
+                try:
+                    return await self._within(stream, limit_s)
+                except TimeoutError:
+                    if not self._only_waits_its_turn():
+                        raise
+        except TimeoutError:
+            return SequenceOutput(key=self.work.key, first_index=self.tokens, finish=Finish(failure))
+
+    def _only_waits_its_turn(self) -> bool:
+        """Before its first token, while the node works for others: it waits behind them, nothing stalled."""
+        now_s = self._clock()
+        if self.tokens or now_s - self.started_s > self._busy_s:
+            return False
+        if self._deadline_s is not None and now_s >= self._deadline_s:
+            return False
+        return self._last_output_s() > self.waiting_since_s
+
+    async def _within(self, stream: AttemptStream, limit_s: float) -> SequenceOutput:
+        """Raises TimeoutError. A loop that stood still itself gives what has come meanwhile a chance."""
+        started_s = self._clock()
+        try:
             async with asyncio.timeout(limit_s):
                 return await stream.next()
         except TimeoutError:
-            return SequenceOutput(key=self.work.key, first_index=self.tokens, finish=Finish(failure))
+            if self._clock() - started_s < limit_s + OVERSLEPT_S:
+                raise
+        async with asyncio.timeout(SECOND_LOOK_S):
+            return await stream.next()
 
     def _take(self, output: SequenceOutput) -> None:
         self.tokens += output.count

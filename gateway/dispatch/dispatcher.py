@@ -242,6 +242,7 @@ class Dispatcher:
             limits=self._options.stall,
             predicted_ttft_ms=choice.prediction.ttft_ms,
             deadline_s=run.deadline_s,
+            last_output_s=lambda: self._fleet.last_output_s(choice.node.node_id),
         )
 
     def _opening(

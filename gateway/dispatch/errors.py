@@ -25,6 +25,8 @@ RETRY_AFTER_MS = 250.0
 
 def failure_error(failure: Failure, *, node_name: str, tokens: int) -> ServeError:
     """The error for an attempt that failed for good; `reason` is the cause, for programs."""
+    if failure.cause is Cause.DEADLINE:
+        return deadline_error()
     code = CODE_OF_CAUSE[failure.cause]
     cause = failure.cause.value.replace("_", " ")
     if code is Code.INVALID_ARGUMENT:

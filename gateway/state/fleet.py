@@ -28,6 +28,7 @@ from tidegate.routing.domain import (
 RTT_WEIGHT = 0.25
 BYTES_PER_TOKEN = 4
 MAX_REMEMBERED_BOOTS = 10_000
+MAX_STALL_DOUBLINGS = 5
 
 
 @dataclass(slots=True)
@@ -52,7 +53,8 @@ class _Node:
     taken: dict[AttemptKey, _Sent] = field(default_factory=dict)
     prefix: PrefixIndex = field(default_factory=PrefixIndex)
     stalled_until_s: float = 0.0
-    last_output_s: float = -1.0
+    last_output_s: float = float("-inf")
+    stalls: int = 0
     state: NodeState | None = None
 
 
@@ -182,9 +184,11 @@ class Fleet:
         node = self._nodes.get(node_id)
         if node is not None:
             node.last_output_s = self._clock()
+            node.stalls = 0
 
     def mark_stalled(self, node_id: str, waiting_since_s: float, for_s: float) -> None:
-        """An attempt there stood still: no new work until the time is over.
+        """An attempt there stood still: no new work until the time is over, which doubles with each
+        stall that follows without any output between.
 
         Not when the node worked for others meanwhile, which only means that this attempt had to wait, and
         never for more than half of the linked nodes: then the trouble is elsewhere.
@@ -194,8 +198,14 @@ class Fleet:
             return
         paused = sum(1 for n in self._nodes.values() if n is not node and now < n.stalled_until_s)
         if paused + 1 <= len(self._nodes) / 2:
-            node.stalled_until_s = now + for_s
+            node.stalled_until_s = now + for_s * 2 ** min(node.stalls, MAX_STALL_DOUBLINGS)
+            node.stalls += 1
             self._changed(node_id)
+
+    def last_output_s(self, node_id: str) -> float:
+        """When the node last gave output for anybody, on the clock; minus infinity for never."""
+        node = self._nodes.get(node_id)
+        return float("-inf") if node is None else node.last_output_s
 
     # --- written by the sync ------------------------------------------------------------------------
 

@@ -82,6 +82,9 @@ class Guard(grpc.aio.ServerInterceptor):
             raise error
         if isinstance(error, ServeError):
             await abort(context, error)
+        if isinstance(error, grpc.aio.InternalError):
+            log.info("rpc ended by its client", extra={"method": method})
+            return
         log.error("rpc failed", extra={"method": method}, exc_info=error)
         self._metrics.internal_errors.labels("rpc").inc()
         await abort(context, _INTERNAL)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT_S = 5.0
 OLDEST_PROTOCOL = 1_000
 NONCE_BYTES = 32
+MAX_REPORTS_PER_S = 40
 ENDED = "the node ended its link"
 MAX_PINGS = 8
 # A wake-up this much late means that this process stood still (a paused machine, a starved CPU).
@@ -45,6 +46,8 @@ class _Link:
     next_nonce: int = 0
     pinged_s: float = 0.0
     resync_asked: bool = False
+    reports: int = 0
+    reports_since_s: float = 0.0
 
 
 class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
@@ -179,6 +182,13 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
         link.session.send(PingCommand(link.next_nonce))
 
     def _cache_report(self, link: _Link, report: node_pb2.CacheReport) -> None:
+        now_s = self._clock()
+        if now_s - link.reports_since_s > 1.0:
+            link.reports, link.reports_since_s = 0, now_s
+        link.reports += 1
+        if link.reports > MAX_REPORTS_PER_S:  # nodes coalesce theirs to four
+            link.session.close(f"more than {MAX_REPORTS_PER_S} cache reports in a second")
+            return
         delta = codec.cache_from_pb(report)
         agrees = self._fleet.cache_report(link.session.node_id, delta)
         if agrees or delta.full:

@@ -18,8 +18,9 @@ from tidegate.node.v1 import node_pb2_grpc
 from tidegate.wire.channels import server_options
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name
-# Stops rapid reset; a client with more streams than this opens another connection or waits.
-MAX_STREAMS_PER_CONNECTION = 100
+# A bound against rapid reset. Above it gRPC refuses streams instead of queueing them, of honest clients too:
+# the limit that counts is limits.in_flight, which answers in words.
+MAX_STREAMS_PER_CONNECTION = 2000
 
 
 class ClientServer:

@@ -23,6 +23,8 @@ from tidegate.routing.domain import (
 from tidegate.wire import common as wire
 
 PROTOCOL_VERSION = 1_000
+MAX_SEQUENCES = 65_536
+MAX_DETAIL_CHARS = 300
 
 _CAUSE_TO_PB = {
     Cause.ENGINE_CRASHED: node_pb2.FAILURE_CAUSE_ENGINE_CRASHED,
@@ -100,19 +102,22 @@ def register_to_pb(
 
 
 def register_from_pb(pb: node_pb2.Register) -> Announcement:
+    """Raises ServeError(INVALID_ARGUMENT) for what no proper node says of itself."""
+    if len(pb.variants) > wire.MAX_NAMES or len(pb.direct_endpoints) > wire.MAX_NAMES:
+        raise wire.invalid("variants", f"more than {wire.MAX_NAMES} variants or endpoints")
     return Announcement(
-        node_id=pb.node_id,
-        boot_id=pb.boot_id,
-        name=pb.name or pb.node_id[:12],
+        node_id=wire.label(pb.node_id, "node_id", limit=128),
+        boot_id=wire.label(pb.boot_id, "boot_id", limit=128),
+        name=wire.label(pb.name or pb.node_id[:12], "name", limit=128),
         variants=tuple(wire.decode_variant(v) for v in pb.variants),
-        slots=max(1, pb.slots),
-        queue_limit=max(0, pb.queue_limit),
-        build=pb.build,
+        slots=min(max(1, pb.slots), MAX_SEQUENCES),
+        queue_limit=min(max(0, pb.queue_limit), MAX_SEQUENCES),
+        build=wire.label(pb.build, "build"),
         replay_class=_REPLAY_FROM_PB.get(pb.replay_class, ReplayClass.NONE),
-        replay_digest=pb.replay_digest,
-        hardware_class=pb.hardware_class,
+        replay_digest=wire.label(pb.replay_digest, "replay_digest"),
+        hardware_class=wire.label(pb.hardware_class, "hardware_class"),
         speeds=wire.decode_speeds(pb.speeds),
-        direct_endpoints=tuple(pb.direct_endpoints),
+        direct_endpoints=tuple(wire.label(e, "direct_endpoints") for e in pb.direct_endpoints),
     )
 
 
@@ -133,14 +138,14 @@ def load_to_pb(load: NodeLoad) -> node_pb2.Heartbeat:
 
 def load_from_pb(pb: node_pb2.Heartbeat) -> NodeLoad:
     return NodeLoad(
-        running=pb.running,
-        queued=pb.queued,
-        pending_prefill_tokens=pb.pending_prefill_tokens,
-        pending_decode_tokens=pb.pending_decode_tokens,
-        free_cache_tokens=pb.free_cache_tokens,
-        last_work_seq=pb.last_work_seq,
+        running=max(0, pb.running),
+        queued=max(0, pb.queued),
+        pending_prefill_tokens=max(0, pb.pending_prefill_tokens),
+        pending_decode_tokens=max(0, pb.pending_decode_tokens),
+        free_cache_tokens=max(0, pb.free_cache_tokens),
+        last_work_seq=max(0, pb.last_work_seq),
         ready=pb.ready,
-        progress_age_ms=pb.progress_age_ms,
+        progress_age_ms=wire.sane(pb.progress_age_ms),
         draining=pb.draining,
         speeds=wire.decode_speeds(pb.speeds) if pb.HasField("speeds") else None,
     )
@@ -208,7 +213,9 @@ def failure_to_pb(failure: Failure) -> node_pb2.Failure:
 
 
 def failure_from_pb(pb: node_pb2.Failure) -> Failure:
-    return Failure(_CAUSE_FROM_PB.get(pb.cause, Cause.INTERNAL), pb.detail)
+    """The detail reaches clients and logs: one line of bounded length."""
+    detail = "".join(c if c.isprintable() else " " for c in pb.detail[:MAX_DETAIL_CHARS])
+    return Failure(_CAUSE_FROM_PB.get(pb.cause, Cause.INTERNAL), detail)
 
 
 def _finish_to_pb(finish: Finish) -> node_pb2.Finish:
@@ -257,11 +264,11 @@ def output_from_pb(pb: node_pb2.SequenceOutput) -> SequenceOutput:
         text=pb.text,
         unit=_UNIT_FROM_PB.get(pb.unit, Unit.TOKEN),
         first_token=FirstToken(
-            queue_ms=first.queue_ms,
-            prefill_ms=first.prefill_ms,
-            cached_tokens=first.cached_tokens,
-            batch_size=first.batch_size,
-            prompt_tokens=first.prompt_tokens,
+            queue_ms=wire.sane(first.queue_ms),
+            prefill_ms=wire.sane(first.prefill_ms),
+            cached_tokens=max(0, first.cached_tokens),
+            batch_size=max(0, first.batch_size),
+            prompt_tokens=max(0, first.prompt_tokens),
         )
         if pb.HasField("first_token")
         else None,

@@ -26,7 +26,7 @@ from tidegate.routing.domain import (
 )
 from tidegate.wire import common
 from tidegate.wire.common import decode_enum, invalid
-from tidegate.wire.validate import check_request
+from tidegate.wire.validate import MAX_MESSAGES, check_request
 
 PLACEMENTS: Mapping[Placement, pb.Placement.ValueType] = {
     Placement.ANY: pb.PLACEMENT_ANY,
@@ -82,6 +82,10 @@ def decode_generate_request(
     kind = message.WhichOneof("input")
     if kind is None:
         raise invalid("input", "neither chat nor prompt is given")
+    if len(message.chat.messages) > MAX_MESSAGES:
+        raise invalid(
+            "messages", f"has {len(message.chat.messages)} entries, at most {MAX_MESSAGES} are allowed"
+        )
     messages = tuple(
         common.decode_message(m, f"messages[{index}]") for index, m in enumerate(message.chat.messages)
     )

@@ -29,6 +29,9 @@ from tidegate.routing.domain import (
 
 E = TypeVar("E")
 
+MAX_NAMES = 64
+MAX_TOKENS_PER_S = 1e7
+
 ROLES: Mapping[Role, pb.Role.ValueType] = {
     Role.SYSTEM: pb.ROLE_SYSTEM,
     Role.USER: pb.ROLE_USER,
@@ -158,9 +161,9 @@ def encode_usage(usage: Usage) -> pb.Usage:
 
 def decode_usage(usage: pb.Usage) -> Usage:
     return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
+        prompt_tokens=max(0, usage.prompt_tokens),
+        completion_tokens=max(0, usage.completion_tokens),
+        cached_tokens=max(0, usage.cached_tokens),
     )
 
 
@@ -186,6 +189,20 @@ def decode_timings(timings: pb.Timings) -> Timings:
     )
 
 
+def sane(value: float, high: float = 1e12) -> float:
+    """A number another program claims, as one that can be computed with: finite and in [0, high], else 0."""
+    return value if 0.0 <= value <= high else 0.0
+
+
+def label(text: str, param: str, *, limit: int = 256) -> str:
+    """A name another program claims. Raises ServeError when it is long or holds control characters."""
+    if len(text) > limit:
+        raise invalid(param, f"is longer than {limit} characters")
+    if not text.isprintable():
+        raise invalid(param, "holds characters that cannot be printed")
+    return text
+
+
 def encode_variant(variant: Variant) -> pb.Variant:
     """Capabilities are sorted, so that equal variants have equal bytes."""
     return pb.Variant(
@@ -207,14 +224,18 @@ def decode_variant(variant: pb.Variant, param: str = "variant") -> Variant:
         raise invalid(f"{param}.digest", "is empty")
     if variant.context_tokens <= 0:
         raise invalid(f"{param}.context_tokens", "must be above 0")
+    if len(variant.capabilities) > MAX_NAMES or len(variant.aliases) > MAX_NAMES:
+        raise invalid(param, f"has more than {MAX_NAMES} capabilities or aliases")
+    perplexity = variant.perplexity if variant.HasField("perplexity") else None
     return Variant(
-        model=variant.model,
-        digest=variant.digest,
-        quantization=variant.quantization,
+        model=label(variant.model, f"{param}.model"),
+        digest=label(variant.digest, f"{param}.digest"),
+        quantization=label(variant.quantization, f"{param}.quantization"),
         context_tokens=variant.context_tokens,
-        perplexity=variant.perplexity if variant.HasField("perplexity") else None,
-        capabilities=frozenset(variant.capabilities),
-        aliases=tuple(variant.aliases),
+        # A perplexity below 1 cannot be: nobody measured it.
+        perplexity=perplexity if perplexity is not None and 1.0 <= perplexity <= 1e9 else None,
+        capabilities=frozenset(label(c, f"{param}.capabilities") for c in variant.capabilities),
+        aliases=tuple(label(a, f"{param}.aliases") for a in variant.aliases),
     )
 
 
@@ -228,7 +249,11 @@ def encode_speeds(speeds: Speeds) -> pb.Speeds:
 
 def decode_speeds(speeds: pb.Speeds) -> Speeds:
     return Speeds(
-        prefill_tokens_per_s=speeds.prefill_tokens_per_s,
-        decode=tuple((point.batch_size, point.tokens_per_s) for point in speeds.decode),
-        age_ms=speeds.age_ms,
+        prefill_tokens_per_s=sane(speeds.prefill_tokens_per_s, MAX_TOKENS_PER_S),
+        decode=tuple(
+            (point.batch_size, point.tokens_per_s)
+            for point in speeds.decode[:MAX_NAMES]
+            if point.batch_size > 0 and 0.0 < point.tokens_per_s <= MAX_TOKENS_PER_S
+        ),
+        age_ms=sane(speeds.age_ms),
     )

@@ -9,6 +9,8 @@ from tidegate.routing.domain import Budget, GenerateRequest, Message, Sampling
 from tidegate.wire.common import invalid
 
 MAX_STOPS = 16
+# A megabyte of empty messages would hold a server for seconds.
+MAX_MESSAGES = 2048
 MAX_PRIORITY = 10
 MAX_INT32 = 2**31 - 1
 MAX_UINT64 = 2**64 - 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serving.engines.openai_http.failures import upstream_failed
+from serving.engines.openai_http.settings import unnamed_digest
 from serving.engines.openai_http.wire import whole
 from tidegate.routing.domain import Variant
 
@@ -36,7 +37,9 @@ def parse_models(answer: Any) -> tuple[ListedModel, ...]:
 
 
 def settle_model(name: str, variant: Variant, listed: Sequence[ListedModel]) -> tuple[str, Variant]:
-    """The upstream model's name ("" takes the first listed), and the variant with a context length.
+    """The upstream model's name ("" takes the first listed), and the variant with what it lacked.
+
+    A variant without a name takes the server's, one without a digest the hash of its name.
 
     A name that is not listed is only warned about: some servers answer to any. Raises UpstreamFailed when
     there is no name at all.
@@ -48,6 +51,8 @@ def settle_model(name: str, variant: Variant, listed: Sequence[ListedModel]) -> 
     row = next((row for row in listed if row.name == name), None)
     if row is None and listed:
         _log.warning("the upstream server does not list the model", extra={"model": name})
+    model = variant.model or name
+    variant = replace(variant, model=model, digest=variant.digest or unnamed_digest(model))
     if variant.context_tokens <= 0:
         context = row.context_tokens if row is not None else 0
         variant = replace(variant, context_tokens=context or _UNKNOWN_CONTEXT_TOKENS)
