@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from serving.engines.base import EngineUnavailable
+from serving.settings import SettingsError
 
 COMMANDS = {
     "quantize": "make smaller variants of a model and measure what each costs in quality",
     "prune": "make variants with fewer layers",
     "report": "measure every variant on this device",
     "plan": "show what a model needs in memory, and whether it fits",
+    "bench": "measure a model's speed over batch sizes and threads",
 }
 
 
@@ -27,6 +29,9 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     except (EngineUnavailable, OSError) as error:
         sys.stderr.write(f"tidegate-edge {name}: {error}\n")
         return 1
+    except SettingsError as error:
+        sys.stderr.write("".join(f"tidegate-edge {name}: {problem}\n" for problem in error.problems))
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"tidegate-edge {name}: stopped\n")
         return 130

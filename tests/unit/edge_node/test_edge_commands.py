@@ -9,11 +9,14 @@ import pytest
 
 from edge_node.__main__ import main
 from edge_node.commands import COMMANDS
+from edge_node.commands.bench import threads_to_try
 from edge_node.commands.common import find_model, quantizations
 from edge_node.commands.quantize import fallback_lines
 from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import bundled_model, default_models_dir
+from serving.engines.llama_cpp.catalog import file_digest
 from serving.engines.llama_cpp.gguf_check import GgufContents, GgufHeader, GgufTensor, read_gguf
+from serving.engines.llama_cpp.variants.curves import Bench, Curve, save
 
 
 def contents(*tensors: GgufTensor) -> GgufContents:
@@ -95,3 +98,31 @@ def test_plan_tells_the_budget_and_the_verdict(capsys: pytest.CaptureFixture[str
     data = json.loads(capsys.readouterr().out)
     assert data["fits"] is False
     assert data["total"] > data["available"]["bytes"]
+
+
+def test_bench_shows_what_was_kept_in_the_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TIDEGATE_EDGE__STATE_DIR", str(tmp_path))
+    assert main(["bench", "bundled", "--show"]) == 1
+    assert "was not measured here" in capsys.readouterr().err
+    curve = Curve(1, ((16, 300.0),), ((1, 90.0), (8, 30.0)))
+    save(Bench("m", file_digest(bundled_model()), "cpu", "2026-01-02", (curve,)), tmp_path / "bench")
+    assert main(["bench", "bundled", "--show"]) == 0
+    text = capsys.readouterr().out
+    assert "decode, 8 at once         240.0" in text
+    assert "fastest here: 1 for one sequence, 1 for 8" in text
+
+
+def test_wrong_settings_are_told_with_the_exit_code_of_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "edge.toml"
+    config.write_text("nonsense = 1\n")
+    assert main(["bench", "bundled", "--config", str(config)]) == 2
+    assert "unknown key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cores", "wanted"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_threads_are_tried_in_powers_of_two(cores: int, wanted: list[int]) -> None:
+    assert threads_to_try(cores) == wanted

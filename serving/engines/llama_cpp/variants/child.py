@@ -19,6 +19,7 @@ from serving.engines.llama_cpp.variants.tasks import accuracy, questions_digest,
 
 _DECODE_STEPS = 24
 _PROMPT_TOKENS = 256
+_SWEEP_CHUNKS = (16, 64, 256)
 _REPACKED = re.compile(rb"REPACK model buffer size = *([0-9.]+) MiB")
 
 
@@ -54,6 +55,29 @@ def measure(task: dict[str, Any]) -> dict[str, object]:
     questions = read_questions()
     figures["accuracy"] = accuracy(model, context, questions, lambda share: say({"share": share}))
     return figures | _memory() | {"accuracy_items": len(questions), "accuracy_text": questions_digest()}
+
+
+def sweep(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prefill and decode rates at each number of threads: the members of curves.Curve."""
+    sizes, threads = sorted(task["sizes"]), task["threads"]
+    model = Model(task["path"])
+    context = _context(model, sizes[-1], _PROMPT_TOKENS + _DECODE_STEPS, max(threads))
+    found = []
+    for number, count in enumerate(threads):
+        C.llama_set_n_threads(context.handle, count, count)
+        # Slow devices take a shorter prompt: a second is enough to tell a rate.
+        rate = prefill_rate(context, random_prompt(model.n_vocab, 16), chunk=16, repeats=2)
+        length = min(_PROMPT_TOKENS, max(_SWEEP_CHUNKS[0], int(rate)))
+        prompt = random_prompt(model.n_vocab, length)
+        chunks = [chunk for chunk in _SWEEP_CHUNKS if chunk <= length]
+        prefill = [(chunk, prefill_rate(context, prompt, chunk=chunk, repeats=2)) for chunk in chunks]
+        decode = []
+        for size in sizes:
+            step_ms = decode_step_ms(context, size, depth=length, steps=_DECODE_STEPS)
+            decode.append((size, 1000.0 / step_ms))
+        found.append({"threads": count, "prefill": prefill, "decode": decode})
+        say({"share": (number + 1) / len(threads)})
+    return found
 
 
 def _context(model: Model, slots: int, context_tokens: int, threads: int) -> Context:
@@ -96,7 +120,7 @@ def _memory() -> dict[str, int]:
     return {"rss_bytes": sizes["Rss"], "pss_bytes": sizes["Pss"]}
 
 
-_TASKS = {"score_without": score_without, "measure": measure}
+_TASKS = {"score_without": score_without, "measure": measure, "sweep": sweep}
 
 
 def say(message: dict[str, Any]) -> None:

@@ -1,0 +1,103 @@
+"""Speed curves of one model on one device: measured, kept, shown. The daemon may read what was kept.
+
+FOLDER/DIGEST.json holds one model's curves; FOLDER is the node's own, so that it means this device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.engines.llama_cpp.catalog import file_digest
+from serving.engines.llama_cpp.identity import hardware_class
+from serving.engines.llama_cpp.native_task import Progress, run_task
+
+_MODULE = "serving.engines.llama_cpp.variants.child"
+_BAR_CHARACTERS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """With `threads`: ((tokens of a step, prompt tokens/s), ...) and ((sequences, tokens/s of each), ...)."""
+
+    threads: int
+    prefill: tuple[tuple[int, float], ...]
+    decode: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def parse(cls, data: Any) -> Curve:
+        """From JSON. Raises KeyError, TypeError or ValueError."""
+        prefill, decode = (tuple((int(n), float(r)) for n, r in data[side]) for side in ("prefill", "decode"))
+        return cls(int(data["threads"]), prefill, decode)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """`hardware` is the processor; `measured_on` a date like 2026-01-31."""
+
+    model: str
+    digest: str
+    hardware: str
+    measured_on: str
+    curves: tuple[Curve, ...]
+
+
+def measure_curves(
+    path: Path, *, threads: Sequence[int], sizes: Sequence[int], today: str, progress: Progress
+) -> Bench:
+    """Every size at every number of threads. Blocks. Raises EngineUnavailable."""
+    task = {"task": "sweep", "path": str(path), "threads": list(threads), "sizes": list(sizes)}
+    found = run_task(_MODULE, task, f"measuring {path.name}", progress)
+    hardware = hardware_class(1, 0).rpartition("/")[0]
+    return Bench(path.name, file_digest(path), hardware, today, tuple(Curve.parse(each) for each in found))
+
+
+def save(bench: Bench, folder: Path) -> Path:
+    """Atomically; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _file(folder, bench.digest)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(bench), indent=1) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def load(folder: Path, digest: str) -> Bench | None:
+    """What was kept for the model; None when nothing was, or it is damaged."""
+    try:
+        data = json.loads(_file(folder, digest).read_bytes())
+        curves = tuple(Curve.parse(each) for each in data["curves"])
+        return Bench(data["model"], data["digest"], data["hardware"], data["measured_on"], curves)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _file(folder: Path, digest: str) -> Path:
+    return folder / f"{digest.removeprefix('sha256:')[:32]}.json"
+
+
+def fastest_threads(bench: Bench, sequences: int) -> int:
+    """The number of threads with the best decode rate at the measured size nearest to `sequences`."""
+
+    def rate(curve: Curve) -> float:
+        return min(curve.decode, key=lambda point: (abs(point[0] - sequences), point[0]))[1]
+
+    return max(bench.curves, key=rate).threads
+
+
+def lines(bench: Bench) -> list[str]:
+    """The curves as tables with bars; decode is of all sequences together."""
+    shown = [f"{bench.model} on {bench.hardware}, {bench.measured_on}"]
+    for curve in bench.curves:
+        points = [(f"prefill, steps of {size}", rate) for size, rate in curve.prefill]
+        points += [(f"decode, {size} at once", size * rate) for size, rate in curve.decode]
+        longest = max(rate for _, rate in points)
+        shown += ["", f"{curve.threads} thread{'s' if curve.threads > 1 else ''}, tokens/s"]
+        for name, rate in points:
+            bar = "#" * max(1, round(_BAR_CHARACTERS * rate / longest))
+            shown.append(f"  {name:<22}{rate:9.1f}  {bar}")
+    return shown
