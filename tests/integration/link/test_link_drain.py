@@ -15,7 +15,7 @@ from edge_node.settings import EdgeSettings
 from serving.node_program import NodeProgram
 from serving.settings import load_settings
 from serving.startup import ProgramArgs
-from tidegate.routing.domain import Finished
+from tidegate.routing.domain import Finished, ServeError
 
 ANSWERS = 8
 TOKENS = 100
@@ -108,3 +108,19 @@ async def test_a_drained_node_takes_its_answers_through_a_slow_uplink(rig: Rig, 
             assert isinstance(events[-1], Finished)
             assert text_of(events) == expected_text(asked)
         await asyncio.wait_for(life, 5.0)
+
+
+async def test_what_the_grace_cuts_off_is_told_why(rig: Rig, tmp_path: Path) -> None:
+    slow = {"DRAIN_GRACE_S": "0.3", "ENGINE__ORACLE__DECODE": "[[1, 20]]"}
+    node = NodeProgram(settings(tmp_path, rig.link_address, **slow), ProgramArgs())
+    stop = asyncio.Event()
+    life = asyncio.create_task(node.run(stop))
+    await ready(rig)
+    asking = asyncio.create_task(rig.ask(question("r1", max_tokens=500)))
+    await until(lambda: (load := node.load()) is not None and load.running, what="the work")
+    await asyncio.sleep(0.2)
+    stop.set()
+    with pytest.raises(ServeError) as cut:
+        await asyncio.wait_for(asking, 5.0)
+    assert cut.value.reason == "DRAINING"
+    await asyncio.wait_for(life, 5.0)
