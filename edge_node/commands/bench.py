@@ -19,8 +19,8 @@ from serving.settings import load_settings
 
 ABOUT = (
     "Measures prefill and decode speed at several batch sizes and numbers of threads, and keeps the curves "
-    "in the node's state folder. Best done while nothing else runs: as many threads as cores are only fast on "
-    "a device that is otherwise idle."
+    "in the node's state folder. Best done while nothing else runs: as many threads as cores are only fast "
+    "on a device that is otherwise idle."
 )
 FOLDER = "bench"
 
