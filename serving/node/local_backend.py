@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from serving.node.failures import serve_error
+from serving.node.local_route import local_route
 from serving.node.progress import Progress
 from serving.node.runtime import NodeRuntime
 from serving.openai_api.backend import ModelCard
@@ -26,7 +27,6 @@ from tidegate.routing.domain import (
     GenerateRequest,
     InputKind,
     Placement,
-    Route,
     SequenceOutput,
     ServeError,
     Tier,
@@ -95,12 +95,13 @@ class LocalBackend:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         variant = self._resolve(request.model)
         work = self._work(request, variant)
+        route = local_route(request, work, self._runtime.announcement(), self._runtime.load(), self._tier)
         progress = Progress(request.budget, self._clock or asyncio.get_running_loop().time)
         stream = self._streams[work.key] = _Stream()
         try:
             self._submit(work)
             if request.early_accept:
-                yield Accepted(self._route(variant))
+                yield Accepted(route)
             accepted = request.early_accept
             while True:
                 output = await stream.get()
@@ -109,7 +110,7 @@ class LocalBackend:
                     raise serve_error(output.finish.result, self._runtime.load())
                 if not accepted:
                     accepted = True
-                    yield Accepted(self._route(variant))
+                    yield Accepted(route)
                 if output.count or output.text:
                     yield _chunk(output)
                 if output.finish is not None:
@@ -195,18 +196,6 @@ class LocalBackend:
             self._runtime.submit(self, work)
         except WorkRefused as refused:
             raise serve_error(refused.failure, self._runtime.load()) from refused
-
-    def _route(self, variant: Variant) -> Route:
-        identity = self._runtime.identity
-        return Route(
-            node_id=identity.node_id,
-            node_name=identity.name,
-            tier=self._tier,
-            model=variant.model,
-            variant_digest=variant.digest,
-            quantization=variant.quantization,
-            why="asked at the node itself",
-        )
 
 
 def _chunk(output: SequenceOutput) -> Chunk:

@@ -50,7 +50,6 @@ def test_the_engine_is_made_from_the_settings() -> None:
     ("settings", "word"),
     [
         ({"ENGINE__MODEL_NAME": "m"}, "base_url"),
-        ({"ENGINE__OPENAI_HTTP__BASE_URL": "http://localhost:8000"}, "model_name"),
         ({"ENGINE__MODEL_NAME": "m", "ENGINE__OPENAI_HTTP__BASE_URL": "localhost:8000"}, "base_url"),
     ],
 )

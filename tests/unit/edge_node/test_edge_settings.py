@@ -59,13 +59,12 @@ def test_missing_model_file_says_what_to_do() -> None:
         build_engine(load(LLAMA).engine)
 
 
-def test_openai_http_needs_an_address_and_a_name() -> None:
+def test_openai_http_needs_an_address() -> None:
     kind = {"TIDEGATE_EDGE__ENGINE__KIND": "openai_http"}
     with pytest.raises(SettingsError, match=r"engine\.openai_http\.base_url: must be set"):
         build_engine(load(kind).engine)
     address = {"TIDEGATE_EDGE__ENGINE__OPENAI_HTTP__BASE_URL": "http://localhost:1/v1"}
-    with pytest.raises(SettingsError, match=r"engine\.model_name: must be set"):
-        build_engine(load(kind | address).engine)
+    assert build_engine(load(kind | address).engine) is not None  # the server says what it serves
     bad = {
         "TIDEGATE_EDGE__ENGINE__OPENAI_HTTP__BASE_URL": "ftp://x",
         "TIDEGATE_EDGE__ENGINE__MODEL_NAME": "m",
