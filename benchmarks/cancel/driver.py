@@ -13,6 +13,10 @@ class ClientLost(Exception):
     """A client said something unexpected or nothing."""
 
 
+class AnswerEnded(ClientLost):
+    """The answer came to its natural end before the moment to drop it."""
+
+
 class ClientProcess:
     """One client in its own session. `kind` is grpc or http."""
 
@@ -30,12 +34,14 @@ class ClientProcess:
         self._talker.tell({"go": {"prompt": prompt, "max_tokens": max_tokens}})
 
     async def event(self, wanted: str) -> float:
-        """Waits for an event, over others; its time. Raises ClientLost when the stream ended instead."""
+        """Waits for an event, over others; its time. Raises ClientLost, or AnswerEnded."""
         async with asyncio.timeout(EVENT_S):
             while (said := await self._talker.hear()) is not None:
                 if said["event"] == wanted:
                     return float(said["at"])
                 if said["event"] == "ended":
+                    if said["why"] == "finished":
+                        raise AnswerEnded
                     raise ClientLost(said["why"])
         raise ClientLost(f"the client process is gone while {wanted!r} was waited for")
 
