@@ -80,6 +80,8 @@ class _Job:
     progress: Progress
 
     def variant(self, target: Path, quantization: str) -> PreparedModel:
+        if target.exists() and target.samefile(self.source):
+            raise EngineUnavailable(f"{target} is the source itself: name another folder, or another type")
         entry = self._existing(target)
         if entry is None:
             before = load_entry(target)

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.catalog import CatalogEntry, Figures, file_digest, load_entry, write_entry
 from serving.engines.llama_cpp.gguf_check import read_gguf
 from serving.engines.llama_cpp.identity import hardware_class
 from serving.engines.llama_cpp.native_task import Progress, run_task
 from serving.engines.llama_cpp.prepare import CALIBRATION_TEXT, PreparedModel, model_stem, prepare
 from serving.engines.llama_cpp.variants.layers import LayerSearch
+from serving.engines.llama_cpp.variants.plan import Load, require_fit
 
 _MODULE = "serving.engines.llama_cpp.variants.child"
 _PREPARE_MODULE = "serving.engines.llama_cpp.prepare_child"
@@ -86,17 +88,39 @@ def existing_variants(source: Path, folder: Path) -> list[Wanted]:
 def measure_all(
     source: Path, wanted: Sequence[Wanted], settings: ReportSettings, progress: Progress
 ) -> list[ReportRow]:
-    """The source first, then each variant, made where it is missing. Blocks for minutes; what was measured
-    before with the same settings is not measured again. Raises EngineUnavailable."""
-    rows = [_source_row(source, settings, progress)]
+    """The source first, then each variant, made where it is missing. Blocks for minutes.
+
+    What was measured before with the same settings is not measured again. A file that this device has no
+    memory for is left out with a word to `progress`. Raises EngineUnavailable, also when nothing is left.
+    """
+    rows = []
+    if _fits(source, settings, progress):
+        rows.append(_source_row(source, settings, progress))
+    own = read_gguf(source).header.quantization
     for each in wanted:
+        if each == Wanted(own):
+            continue
         made = _make(source, each, settings, progress)
+        if not _fits(made.path, settings, progress):
+            continue
         figures = _figures(made.entry.figures, made.path, settings, progress)
         entry = dataclasses.replace(made.entry, figures=figures)
         if entry != made.entry:
             write_entry(made.path, entry)
         rows.append(ReportRow(made.path, each.name, entry, figures))
+    if not rows:
+        raise EngineUnavailable("no variant fits this device: ask for fewer --slots or less --context")
     return rows
+
+
+def _fits(path: Path, settings: ReportSettings, progress: Progress) -> bool:
+    load = Load(settings.slots, settings.context_tokens)
+    try:
+        require_fit(read_gguf(path), path.stat().st_size, load)
+    except EngineUnavailable as error:
+        progress(f"{path.name} is left out: {error}")
+        return False
+    return True
 
 
 def _make(source: Path, wanted: Wanted, settings: ReportSettings, progress: Progress) -> PreparedModel:

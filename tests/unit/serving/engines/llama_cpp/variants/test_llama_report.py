@@ -12,7 +12,8 @@ from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
 from serving.engines.llama_cpp.catalog import CatalogEntry, Figures, load_entry, read_entry
 from serving.engines.llama_cpp.prepare import prepare
-from serving.engines.llama_cpp.variants import report, show
+from serving.engines.llama_cpp.variants import plan, report, show
+from serving.engines.llama_cpp.variants.memory import AvailableMemory
 from serving.engines.llama_cpp.variants.report import ReportRow, ReportSettings, Wanted, measure_all
 
 SHORT_TEXT = " ".join(["The tide comes in, the tide goes out, and the gate keeps the harbour calm."] * 12)
@@ -131,3 +132,16 @@ def test_figures_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.
 def test_what_was_made_before_is_found_again() -> None:
     prepare(bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL)
     assert Wanted("Q4_0") in report.existing_variants(bundled_model(), default_models_dir())
+
+
+def test_what_has_no_room_is_left_out_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "available_memory", lambda: AvailableMemory(1_000_000, "a small box"))
+    lines: list[str] = []
+    settings = ReportSettings(folder=tmp_path, today="2026-01-02")
+    with pytest.raises(EngineUnavailable, match="no variant fits"):
+        measure_all(bundled_model(), [Wanted("Q4_1")], settings, lines.append)
+    (line,) = lines
+    assert "left out" in line
+    assert "does not fit: 4 slots of 512 tokens" in line

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.engines.base import EngineUnavailable
+from serving.engines.llama_cpp import prepare as prepare_module
 from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
 from serving.engines.llama_cpp.catalog import Figures, load_entry, write_entry
 from serving.engines.llama_cpp.gguf_check import fallback_tensors, read_gguf
@@ -40,14 +41,17 @@ def test_sixteen_bits_and_back(tmp_path: Path) -> None:
     assert {t.type for t in k.tensors if t.shape[0] % 256 == 0} >= {"Q4_K", "Q6_K"}
 
 
-def test_pruned_layers_are_in_name_and_catalog(tmp_path: Path) -> None:
+def test_pruned_layers_are_in_name_and_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text"
+    text.write_text(prepare_module.CALIBRATION_TEXT.read_text()[:1500])
+    monkeypatch.setattr(prepare_module, "CALIBRATION_TEXT", text)
     (made,) = prepare(bundled_model(), ["Q4_0"], tmp_path, model=MODEL, layers=(26, 4))
     assert made.path.name == "SmolLM2-135M-Instruct.pruned-4,26.Q4_0.gguf"
     assert made.entry.pruned_layers == (4, 26)
     assert load_entry(made.path) == made.entry
     assert read_gguf(made.path).number("block_count") == 28
     assert made.entry.perplexity is not None
-    assert 20.0 < made.entry.perplexity < 100.0
+    assert 10.0 < made.entry.perplexity < 200.0
 
 
 def test_what_does_not_load_is_not_kept(tmp_path: Path) -> None:
@@ -64,3 +68,12 @@ def test_figures_live_in_the_entry(tmp_path: Path) -> None:
     entry = dataclasses.replace(made.entry, figures=figures)
     write_entry(path, entry)
     assert load_entry(path) == entry
+
+
+def test_a_source_is_never_written_over(tmp_path: Path) -> None:
+    source = tmp_path / "m.Q4_1.gguf"
+    source.symlink_to(bundled_model())
+    before = bundled_model().stat().st_mtime_ns
+    with pytest.raises(EngineUnavailable, match="is the source itself"):
+        prepare(source, ["Q4_1"], tmp_path)
+    assert bundled_model().stat().st_mtime_ns == before
