@@ -10,7 +10,7 @@ from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import default_models_dir
 from serving.engines.llama_cpp.gguf_check import read_gguf
 from serving.engines.llama_cpp.variants.memory import available_memory
-from serving.engines.llama_cpp.variants.plan import KV_BYTES, Load, Shape, lines, plan
+from serving.engines.llama_cpp.variants.plan import KV_BYTES, Load, Shape, lines, model_bytes, plan
 
 ABOUT = (
     "Prints what a model needs in memory, and whether this device has it: reclaimable memory counts as free, "
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=positive, default=512, help="most tokens of one step (%(default)s)")
     options = parser.parse_args(arguments)
     source = find_model(options.model, default_models_dir())
-    shape = Shape.of(read_gguf(source), source.stat().st_size)
+    shape = Shape.of(read_gguf(source), model_bytes(source))
     available = available_memory()
     if available is None:
         raise EngineUnavailable("this system does not tell how much memory is available")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.settings import LlamaCppSettings
-from serving.engines.llama_cpp.variants.plan import Load, require_fit
+from serving.engines.llama_cpp.variants.plan import Load, model_bytes, require_fit
 
 
 def check_model(settings: LlamaCppSettings) -> GgufHeader:
@@ -15,5 +15,5 @@ def check_model(settings: LlamaCppSettings) -> GgufHeader:
     contents = read_gguf(settings.model_path)
     if settings.fit_check and settings.n_gpu_layers == 0:
         load = Load(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch)
-        require_fit(contents, settings.model_path.stat().st_size, load)
+        require_fit(contents, model_bytes(settings.model_path), load)
     return contents.header

@@ -6,9 +6,12 @@ are estimates from measurements with llama.cpp on x86-64. No native code and no 
 
 from __future__ import annotations
 
+import glob
+import re
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.gguf_check import GgufArray, GgufContents
@@ -25,6 +28,7 @@ _DAEMON_BYTES = 60_000_000
 _VOCABULARY_BYTES = 300
 _MAX_UBATCH = 512
 _MIN_CONTEXT = 256
+_SPLIT = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,18 @@ class Shape:
         )
 
 
+def model_bytes(path: Path) -> int:
+    """The size of a model's file; of all parts where it is the first of several."""
+    found = _SPLIT.fullmatch(path.name)
+    parts = path.parent.glob(f"{glob.escape(found[1])}-*-of-{found[2]}.gguf") if found else [path]
+    return sum(part.stat().st_size for part in parts)
+
+
 def _kv_heads(contents: GgufContents, layers: int, heads: int) -> int:
     """Heads with keys and values, summed over the layers: one number for all, or one a layer."""
+    if contents.number("attention.head_count") == 0:
+        # A recurrent model: its state does not grow with the context.
+        return 0
     value = contents.values.get(f"{contents.header.architecture}.attention.head_count_kv", heads)
     if isinstance(value, GgufArray) and value.items is not None:
         return sum(item for item in value.items if isinstance(item, int))

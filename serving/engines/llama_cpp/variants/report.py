@@ -15,7 +15,7 @@ from serving.engines.llama_cpp.identity import hardware_class
 from serving.engines.llama_cpp.native_task import Progress, run_task
 from serving.engines.llama_cpp.prepare import CALIBRATION_TEXT, PreparedModel, model_stem, prepare
 from serving.engines.llama_cpp.variants.layers import LayerSearch
-from serving.engines.llama_cpp.variants.plan import Load, require_fit
+from serving.engines.llama_cpp.variants.plan import Load, model_bytes, require_fit
 
 _MODULE = "serving.engines.llama_cpp.variants.child"
 _PREPARE_MODULE = "serving.engines.llama_cpp.prepare_child"
@@ -116,7 +116,7 @@ def measure_all(
 def _fits(path: Path, settings: ReportSettings, progress: Progress) -> bool:
     load = Load(settings.slots, settings.context_tokens)
     try:
-        require_fit(read_gguf(path), path.stat().st_size, load)
+        require_fit(read_gguf(path), model_bytes(path), load)
     except EngineUnavailable as error:
         progress(f"{path.name} is left out: {error}")
         return False

@@ -13,7 +13,7 @@ from serving.engines.llama_cpp.gguf_check import GgufArray, GgufContents, GgufHe
 from serving.engines.llama_cpp.settings import LlamaCppSettings
 from serving.engines.llama_cpp.variants import plan as plan_module
 from serving.engines.llama_cpp.variants.memory import AvailableMemory, available_memory
-from serving.engines.llama_cpp.variants.plan import Load, Shape, budget_of, lines, plan
+from serving.engines.llama_cpp.variants.plan import Load, Shape, budget_of, lines, model_bytes, plan
 
 GIB = 1 << 30
 
@@ -102,6 +102,24 @@ def test_the_cache_follows_from_the_header() -> None:
     assert budget_of(shape(), Load(1, 1024, "q8_0")).cache_per_slot == 1024 * 23_040 * 17 // 32
     one_a_layer = GgufArray(30, (3,) * 29 + (0,))
     assert budget_of(shape(one_a_layer), Load(1, 1024)).cache_per_slot == 1024 * 23_040 * 29 // 30
+
+
+def test_a_recurrent_model_has_no_cache_that_grows() -> None:
+    values = {"mamba.block_count": 24, "mamba.embedding_length": 768, "mamba.attention.head_count": 0}
+    contents = GgufContents(GgufHeader(3, "mamba", "F16", 0, False, 0), values, ())
+    assert Shape.of(contents, 1).kv_numbers_per_token == 0
+
+
+def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
+    for name in (
+        "m[1]-00001-of-00002.gguf",
+        "m[1]-00002-of-00002.gguf",
+        "m[1]-00001-of-00003.gguf",
+        "x.gguf",
+    ):
+        (tmp_path / name).write_bytes(bytes(10))
+    assert model_bytes(tmp_path / "m[1]-00001-of-00002.gguf") == 20
+    assert model_bytes(tmp_path / "x.gguf") == 10
 
 
 def test_the_estimate_is_near_the_measured_process() -> None:
