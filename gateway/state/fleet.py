@@ -55,6 +55,7 @@ class _Node:
     stalled_until_s: float = 0.0
     last_output_s: float = float("-inf")
     stalls: int = 0
+    stalled_from_s: float = float("-inf")
     state: NodeState | None = None
 
 
@@ -194,12 +195,13 @@ class Fleet:
         never for more than half of the linked nodes: then the trouble is elsewhere.
         """
         node, now = self._nodes.get(node_id), self._clock()
-        if node is None or node.last_output_s >= waiting_since_s:
-            return
+        if node is None or node.last_output_s >= waiting_since_s or waiting_since_s < node.stalled_from_s:
+            return  # it worked meanwhile, or this attempt is of the stall that it pauses for already
         paused = sum(1 for n in self._nodes.values() if n is not node and now < n.stalled_until_s)
         if paused + 1 <= len(self._nodes) / 2:
             node.stalled_until_s = now + for_s * 2 ** min(node.stalls, MAX_STALL_DOUBLINGS)
             node.stalls += 1
+            node.stalled_from_s = now
             self._changed(node_id)
 
     def last_output_s(self, node_id: str) -> float:

@@ -93,7 +93,7 @@ async def test_frozen_edge_is_left_and_its_waiting_work_is_done_elsewhere(fleet:
         with frozen(fleet, "edge-a"):
             frozen_s = time.monotonic()
             asked = await asyncio.gather(
-                *(ask(client, f"ice {i}", placement="edge", max_tokens=4) for i in range(2))
+                *(ask(client, f"ice {i}", placement="edge", max_tokens=4) for i in range(6))
             )
             await fleet.wait_ready_nodes({"edge-b", "cloud-1"}, 10.0)
             silent_s = time.monotonic() - frozen_s

@@ -101,6 +101,36 @@ def test_a_node_that_worked_for_others_meanwhile_is_not_stalled(fleet: Fleet, cl
     assert health(fleet) is Health.READY
 
 
+def test_attempts_of_one_stall_pause_a_node_once_and_repeated_stalls_longer(
+    fleet: Fleet, clock: Clock
+) -> None:
+    add_ready(fleet, "n1")
+    add_ready(fleet, "n2")
+
+    def pause_s() -> float:
+        """How long the node stays out from now."""
+        started_s = clock()
+        while health(fleet) is Health.STALLED:
+            clock.advance(0.5)
+            fleet.heard("n1")
+            fleet.heard("n2")
+            fleet.refresh()
+        return clock() - started_s
+
+    for expected_s in (10.0, 20.0, 40.0):
+        waiting_since_s = clock()
+        clock.advance(3.0)
+        for _ in range(6):
+            fleet.mark_stalled("n1", waiting_since_s, 10.0)
+        assert pause_s() == pytest.approx(expected_s, abs=0.5)
+    fleet.delivered("n1")
+    clock.advance(1.0)
+    waiting_since_s = clock()
+    clock.advance(3.0)
+    fleet.mark_stalled("n1", waiting_since_s, 10.0)
+    assert pause_s() == pytest.approx(10.0, abs=0.5)
+
+
 @pytest.mark.parametrize(("nodes", "at_most"), [(1, 0), (2, 1), (3, 1), (5, 2)])
 def test_never_more_than_half_of_the_nodes_are_left_alone(
     fleet: Fleet, clock: Clock, nodes: int, at_most: int
