@@ -17,6 +17,8 @@ def fill_batch(
 
     Returns (entries, sequences that get a token with the entry of its logits, prompt tokens).
     """
+    if not allowance:
+        return _fill_answering(context, active)
     tokens, positions = context.tokens, context.positions
     sequence_ids, outputs = context.sequence_ids, context.outputs
     at = prefilled = 0
@@ -44,3 +46,19 @@ def fill_batch(
             outputs[at - 1] = 1
             wanted.append((running, at - 1))
     return at, wanted, prefilled
+
+
+def _fill_answering(
+    context: Context, active: Sequence[Running]
+) -> tuple[int, list[tuple[Running, int]], int]:
+    """The common step: one token each, written in four assignments."""
+    answering = [running for running in active if running.decoding]
+    count = len(answering)
+    slots = [running.slot for running in answering]
+    context.tokens[:count] = [running.answer[-1] for running in answering]
+    context.positions[:count] = [slot.filled for slot in slots]
+    context.sequence_ids[:count] = [slot.index for slot in slots]
+    context.outputs[:count] = 1
+    for slot in slots:
+        slot.filled += 1
+    return count, list(zip(answering, range(count), strict=True)), 0

@@ -149,8 +149,10 @@ class DecodeLoop:
 
     def _expire(self) -> list[Emission]:
         now_ms = self._now_ms()
-        late = Failure(Cause.DEADLINE, "the deadline passed while the sequence was waiting for a slot")
-        emissions = [self._refuse(w.item, late) for w in self._queue.pop_expired(now_ms)]
+        emissions: list[Emission] = []
+        if self._queue:
+            late = Failure(Cause.DEADLINE, "the deadline passed while the sequence was waiting for a slot")
+            emissions = [self._refuse(w.item, late) for w in self._queue.pop_expired(now_ms)]
         for running in [s for s in self._active if s.deadline_ms is not None and s.deadline_ms <= now_ms]:
             failure = Failure(Cause.DEADLINE, f"the deadline passed after {running.index} tokens")
             emissions.append(Emission(running.sid, running.index, finish=running.finish(failure)))
@@ -161,7 +163,7 @@ class DecodeLoop:
     def _admit(self) -> list[Emission]:
         emissions: list[Emission] = []
         now_ms = self._now_ms()
-        while self.cache.idle:
+        while self._queue and self.cache.idle:
             waiting = self._queue.pop(now_ms)
             if waiting is None:
                 break
@@ -227,12 +229,10 @@ class DecodeLoop:
         self._context.decode(filled)
         step_ms = (self._clock() - began) * 1000.0
         self._planner.observe(decoded=filled - prefilled, prefilled=prefilled, step_ms=step_ms)
-        emissions = [self._draw(running, entry, len(wanted)) for running, entry in wanted]
-        for (running, _), emission in zip(wanted, emissions, strict=True):
-            if emission.finish is not None:
-                self._leave(running)
-                self._close(running.sid)
-        return emissions
+        # First all draws, then all bookkeeping: between two draws the processor's caches hold no Python.
+        context = self._context
+        tokens = [running.sampler.sample(context, entry, running.index) for running, entry in wanted]
+        return self._accept(wanted, tokens)
 
     def _waiting(self) -> list[Pending]:
         """What the prompts still need, without those whose beginning another sequence is computing.
@@ -255,26 +255,33 @@ class DecodeLoop:
             return waiting
         return [replace(p, priority=max(p.priority, urgent.get(p.slot, p.priority))) for p in waiting]
 
-    def _draw(self, running: Running, entry: int, batch_size: int) -> Emission:
-        if not running.started:
-            self.cache.prefilled(running.slot, running.names)
-        token = running.sampler.sample(self._context, entry, running.index)
-        return running.accept(
-            token,
-            self._model.piece(token),
-            ends=self._model.is_end(token),
-            now_ms=self._now_ms(),
-            batch_size=batch_size,
-        )
+    def _accept(self, wanted: list[tuple[Running, int]], tokens: list[int]) -> list[Emission]:
+        """What the drawn tokens give; those that end leave."""
+        model, now_ms, size = self._model, self._now_ms(), len(wanted)
+        emissions: list[Emission] = []
+        for (running, _), token in zip(wanted, tokens, strict=True):
+            if not running.started:
+                self.cache.prefilled(running.slot, running.names)
+            piece, ends = model.piece(token), model.is_end(token)
+            emission = running.accept(token, piece, ends=ends, now_ms=now_ms, batch_size=size)
+            emissions.append(emission)
+            if emission.finish is not None:
+                self._leave(running)
+                self._close(running.sid)
+        return emissions
 
     def _load(self) -> LoadState:
-        held = sum(s.slot.filled for s in self._active)
+        held = prefill = decode = 0
+        for running in self._active:
+            filled, prompt = running.slot.filled, len(running.prompt)
+            held += filled
+            prefill += max(0, prompt - filled)
+            decode += max(0, running.limit_index - running.index)
         return LoadState(
             running=len(self._active),
             queued=len(self._queue),
-            pending_prefill_tokens=self._queue.pending_tokens + sum(s.prefill_left for s in self._active),
-            pending_decode_tokens=sum(s.decode_left for s in self._active)
-            + sum(w.item.work.max_tokens for w in self._queue),
+            pending_prefill_tokens=self._queue.pending_tokens + prefill,
+            pending_decode_tokens=decode + sum(w.item.work.max_tokens for w in self._queue),
             free_cache_tokens=self._config.context_tokens * self._config.slots - held,
             seen=self._seen,
         )

@@ -26,9 +26,12 @@ class SpeedMeter:
         """Time of a step that decodes `batch_size` sequences; linear around the measured sizes."""
         if batch_size <= 0:
             return 0.0
+        known = self._step_ms.get(batch_size)
+        if known is not None:
+            return known
         sizes = sorted(self._step_ms)
-        if batch_size in self._step_ms or len(sizes) < 2:
-            return self._step_ms.get(batch_size, self._step_ms[sizes[0]])
+        if len(sizes) < 2:
+            return self._step_ms[sizes[0]]
         upper = next((i for i, size in enumerate(sizes) if size > batch_size), len(sizes) - 1)
         low, high = sizes[max(upper, 1) - 1], sizes[max(upper, 1)]
         slope = (self._step_ms[high] - self._step_ms[low]) / (high - low)
@@ -46,12 +49,13 @@ class SpeedMeter:
             self.prefill_tokens_per_s += _PREFILL_WEIGHT * (rate - self.prefill_tokens_per_s)
 
     def _observe_decode(self, batch_size: int, step_ms: float) -> None:
-        ratio = step_ms / self.expected_step_ms(batch_size)
-        self._step_ms.setdefault(batch_size, self.expected_step_ms(batch_size))
+        expected_ms = self.expected_step_ms(batch_size)
+        change = _WEIGHT * (step_ms / expected_ms - 1.0)
+        # What slows one batch size down (heat, a neighbour on the core) mostly slows the others too.
+        others = 1.0 + change / 2
         for size in self._step_ms:
-            # What slows one batch size down (heat, a neighbour on the core) mostly slows the others too.
-            weight = _WEIGHT if size == batch_size else _WEIGHT / 2
-            self._step_ms[size] *= 1.0 + weight * (ratio - 1.0)
+            self._step_ms[size] *= others
+        self._step_ms[batch_size] = expected_ms * (1.0 + change)
 
     def decode_curve(self) -> list[tuple[int, float]]:
         """((batch size, tokens/s per sequence), ...) ascending."""

@@ -77,10 +77,6 @@ class Running:
         left, priority = self.prefill_left, self.work.priority
         return Pending(self.sid, self.slot.index, left, priority, self.admitted_ms, self.first_token_due_ms)
 
-    @property
-    def decode_left(self) -> int:
-        return max(0, self.limit_index - self.index)
-
     def tokens_in_cache(self) -> Tokens:
         filled = self.slot.filled
         if filled <= len(self.prompt):
