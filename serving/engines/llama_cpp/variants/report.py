@@ -164,12 +164,17 @@ def _figures(known: Figures | None, path: Path, settings: ReportSettings, progre
     return Figures(measured_on=settings.today, **from_settings, **measured)
 
 
+def source_notes(source: Path, digest: str, folder: Path) -> Path:
+    """Stands for the source in the models folder: its catalog entry lies beside this path."""
+    return folder / f"{source.name}.source-{digest.removeprefix('sha256:')[:8]}"
+
+
 def _source_row(source: Path, settings: ReportSettings, progress: Progress) -> ReportRow:
     """The source's figures are kept in the models folder: its own may belong to somebody else."""
     header = read_gguf(source).header
     digest, text = file_digest(source), file_digest(CALIBRATION_TEXT)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    notes = settings.folder / f"{source.name}.source-{digest.removeprefix('sha256:')[:8]}"
+    notes = source_notes(source, digest, settings.folder)
     entry = load_entry(notes)
     if entry is None or entry.digest != digest or entry.perplexity_text != text:
         stat = source.stat()
