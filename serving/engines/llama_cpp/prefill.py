@@ -100,7 +100,16 @@ class PrefillPlanner:
         return min(tokens, self._chunk_tokens)
 
     def _cost_ms(self, tokens: int) -> float:
-        return self._expected_ms(tokens) * self._cost_ratio.get(tokens.bit_length(), 1.0)
+        return self._expected_ms(tokens) * self._ratio(tokens.bit_length())
+
+    def _ratio(self, bucket: int) -> float:
+        """As measured for the nearest size: one never tried must not look dearer than its like."""
+        if not self._cost_ratio:
+            return 1.0
+        known = self._cost_ratio.get(bucket)
+        if known is None:
+            known = self._cost_ratio[min(self._cost_ratio, key=lambda other: (abs(other - bucket), other))]
+        return known
 
     def _expected_ms(self, tokens: int) -> float:
         """A chunk reads all weights once more and runs, as long as it is small, at half the speed."""

@@ -41,6 +41,15 @@ def test_beside_answers_a_step_stays_within_the_guard() -> None:
         assert base_ms + true_cost_ms(tokens) <= 2.5 * base_ms
 
 
+def test_a_cheaper_prompt_than_expected_uses_the_room_it_has() -> None:
+    plan, tokens = planner(), 0
+    for _ in range(50):
+        tokens = sum(plan.allowance(8, [pending(1)], 0.0).values())
+        plan.observe(decoded=8, prefilled=tokens, step_ms=40.0 + 0.5 * tokens)
+    assert 40.0 + 0.5 * tokens >= 1.8 * 40.0
+    assert 40.0 + 0.5 * tokens <= 2.5 * 40.0
+
+
 def test_even_the_first_guarded_step_is_careful() -> None:
     (tokens,) = planner().allowance(8, [pending(1)], 0.0).values()
     assert 40.0 + true_cost_ms(tokens) <= 2.5 * 40.0
