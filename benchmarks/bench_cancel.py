@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.cancel.driver import AnswerEnded, ClientLost, ClientProcess
 from benchmarks.cancel.rig import ENDLESS_TOKENS, Rig
@@ -222,12 +222,14 @@ def rows_of(bench: Bench, tries: Tries, step_ms: float) -> list[Row]:
 async def measure() -> list[Row]:
     parser = argparse.ArgumentParser(description="how fast a sequence is free once its client is gone")
     parser.add_argument("--tries", type=int, help="tries per way with the oracle engine (default 200)")
+    parser.add_argument("--engine", choices=("oracle", "llama.cpp"), help="only this one (default both)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the moments (default 1)")
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    benches = {"oracle": replace(ORACLE, tries=args.tries or ORACLE.tries), "llama.cpp": LLAMA}
     rows: list[Row] = []
-    for bench in (ORACLE, LLAMA):
-        rows += await measure_engine(bench, rng)
+    for name in [args.engine] if args.engine else benches:
+        rows += await measure_engine(benches[name], rng)
     return rows
 
 

@@ -46,14 +46,24 @@ class Nodes:
     def __init__(self, talker: Talker, heard: dict[str, asyncio.Future[float]]) -> None:
         self.talker = talker
         self._heard = heard
+        self._lags: asyncio.Queue[float] = asyncio.Queue()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         while (said := await self.talker.hear()) is not None:
+            if "worst_lag_ms" in said:
+                self._lags.put_nowait(said["worst_lag_ms"])
+                continue
             # The gateway appends a part of its own to the client's request id.
             waiting = self._heard.get(said["cancel"].rpartition(".")[0])
             if waiting is not None and not waiting.done():
                 waiting.set_result(said["at"])
+
+    async def worst_lag_ms(self) -> float:
+        """How late its event loop was since the last time this was asked."""
+        self.talker.tell({"report": True})
+        async with asyncio.timeout(READY_S):
+            return await self._lags.get()
 
     async def stop(self) -> None:
         await self.talker.stop()
@@ -100,6 +110,7 @@ class Seen:
     tokens_per_s: float = 0.0
     big_prompts: int = 0
     cores: float = 0.0
+    node_lag_ms: float = 0.0
 
 
 class Bench:
@@ -148,6 +159,9 @@ class Bench:
     async def cancels(self) -> Seen:
         seen = Seen()
         await self._reports(Seen())
+        await asyncio.gather(*(nodes.worst_lag_ms() for nodes in self._nodes))
+        await asyncio.sleep(SETTLE_S)
+        await asyncio.gather(*(nodes.worst_lag_ms() for nodes in self._nodes))
         since, began_s = self._view.cpu(), time.monotonic()
         async with tidegate.Client(self._programs.grpc_address) as client:
             for _ in range(self._args.tries):
@@ -155,6 +169,7 @@ class Bench:
                 seen.other_ms.append(await self._cancel_once(client, MODEL))
         seen.cores = self._view.cores(since)
         took_s = time.monotonic() - began_s
+        seen.node_lag_ms = max(await asyncio.gather(*(nodes.worst_lag_ms() for nodes in self._nodes)))
         await self._reports(seen)
         seen.tokens_per_s /= took_s
         return seen
@@ -242,6 +257,7 @@ def rows_of(
         row("time between two tokens of a stream, p99", percentile(seen.stream_gaps_ms, 0.99), "ms"),
         row("the same beside the stopped reader, p99", percentile(seen.peer_gaps_ms, 0.99), "ms"),
     ]
+    rows.append(row("the node processes' own event loops late, max", seen.node_lag_ms, "ms"))
     for place, samples in ((hot, seen.hot_ms), (other, seen.other_ms)):
         name = f"cancel to {place}, {len(samples)} tries"
         rows.append(row(f"{name}, p99", percentile(samples, 0.99), "ms", bar=BAR_MS))

@@ -69,6 +69,26 @@ async def commands() -> asyncio.StreamReader:
     return reader
 
 
+class LagWatch:
+    """How late this process's own event loop was: what it adds to a figure is not the system's."""
+
+    INTERVAL_S = 0.02
+
+    def __init__(self) -> None:
+        self.worst_ms = 0.0
+
+    async def run(self) -> None:
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(self.INTERVAL_S)
+            self.worst_ms = max(self.worst_ms, (time.monotonic() - before_s - self.INTERVAL_S) * 1000)
+
+    def take(self) -> float:
+        """The worst since the last call, in ms."""
+        worst_ms, self.worst_ms = self.worst_ms, 0.0
+        return worst_ms
+
+
 def say(message: dict[str, Any]) -> None:
     """To the benchmark, at once."""
     print(json.dumps(message), flush=True)

@@ -24,6 +24,7 @@ FLOOD_TOKENS = 1_000_000
 BIG_PROMPT = "tide " * (4 * 1024 * 1024 // 5)
 # Shorter than the gateway's patience with a reader that takes nothing.
 STOPPED_S = 25.0
+PAUSE_S = 0.5
 
 
 @dataclass(slots=True)
@@ -55,10 +56,11 @@ class Clients:
                     self.seen.tokens += chunk.count
 
     async def big_prompts(self) -> None:
-        """Sends 4 MiB, waits for its first token, and sends them again."""
+        """Sends 4 MiB, waits for the first token, and after a pause sends them again."""
         while True:
             await self._client.complete(BIG_PROMPT, model=self._model, max_tokens=1)
             self.seen.begun += 1
+            await asyncio.sleep(PAUSE_S)
 
     async def stopped_reader(self) -> None:
         """Opens a flood, takes its first token and then nothing."""

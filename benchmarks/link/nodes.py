@@ -3,19 +3,21 @@
     python -m benchmarks.link.nodes GATEWAY FIRST COUNT
 
 The node with number 0 also serves the hot model. Every cancel that reaches a node goes out as a JSON line
-with its time (time.monotonic(), which all processes of a machine share).
+with its time (time.monotonic(), which all processes of a machine share). A line on stdin is answered with how
+late the event loop was since the last one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import random
 import sys
 import time
 
 from benchmarks.link.simnode import HOT_MODEL, MODEL, SimNode
-from benchmarks.talker import say
+from benchmarks.talker import LagWatch, commands, say
 from tidegate.link.client import LinkClient, LinkCredentials
 from tidegate.routing.domain import AttemptKey
 
@@ -37,15 +39,24 @@ async def live(number: int, gateway: str) -> None:
     await asyncio.sleep(random.random() * BEAT_S)
     while not linking.done():
         node.beat()
-        await asyncio.sleep(BEAT_S)
+        # Nodes that share a process would fall into step with each stop of its loop, and never out of it.
+        await asyncio.sleep(BEAT_S * random.uniform(1.0, 1.05))
     await linking
 
 
 async def main(gateway: str, first: int, count: int) -> None:
+    lag = LagWatch()
     async with asyncio.TaskGroup() as group:
         for number in range(first, first + count):
             group.create_task(live(number, gateway))
             await asyncio.sleep(DIAL_GAP_S)
+        group.create_task(lag.run())
+        orders = await commands()
+        while await orders.readline():
+            # Hundreds of nodes in one process make a collector's pause that no real node would have.
+            gc.collect()
+            gc.freeze()
+            say({"worst_lag_ms": lag.take()})
 
 
 if __name__ == "__main__":
