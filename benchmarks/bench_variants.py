@@ -1,13 +1,12 @@
 """What each variant of the bundled model costs in quality and gains in speed, on this machine.
 
 Everything is derived from one F16 file, made once from the bundled model. Each row is one that
-`tidegate-edge report F16_FILE --variants NAME` repeats by itself; what was measured before on this machine is
-not measured again unless --again asks for it.
+`tidegate-edge report F16_FILE --variants NAME` repeats by itself. Speed, memory and answers are measured at every
+run, one file after the other; files, perplexities and the search for spare layers are kept from earlier ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime
 import json
@@ -27,14 +26,14 @@ WANTED = ("F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "Q4_1", "pruned:1", "pruned
 NEEDED = ("F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "pruned:1", "pruned:2", "pruned:4")
 
 
-def measured(*, again: bool) -> list[ReportRow]:
+def measured() -> list[ReportRow]:
     """The F16 file as source, and every other variant. Raises CannotMeasure."""
 
     def tell(line: str) -> None:
         print(f"  {line}", file=sys.stderr, flush=True)
 
     settings = ReportSettings(
-        folder=FOLDER, today=datetime.date.today().isoformat(), search_max_s=1200.0, again=again, model=MODEL
+        folder=FOLDER, today=datetime.date.today().isoformat(), search_max_s=1200.0, again=True, model=MODEL
     )
     try:
         (source,) = prepare(bundled_model(), ["F16"], FOLDER, model=MODEL, progress=tell)
@@ -65,13 +64,9 @@ def rows_of(report: list[ReportRow]) -> list[Row]:
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--again", action="store_true", help="measure again what was measured before")
-    options = parser.parse_args(argv)
-
+def main() -> int:
     async def measure() -> list[Row]:
-        report = await asyncio.to_thread(measured, again=options.again)
+        report = await asyncio.to_thread(measured)
         show(report)
         return rows_of(report)
 
