@@ -1,8 +1,8 @@
 """What each variant of the bundled model costs in quality and gains in speed, on this machine.
 
 Everything is derived from one F16 file, made once from the bundled model. Each row is one that
-`tidegate-edge report F16_FILE --variants NAME` repeats by itself. Speed, memory and answers are measured at every
-run, one file after the other; files, perplexities and the search for spare layers are kept from earlier ones.
+`tidegate-edge report F16_FILE --variants NAME` repeats by itself. Speed, memory and answers are measured at
+every run, one file after the other; files, perplexities and the search for spare layers are kept from earlier.
 """
 
 from __future__ import annotations
