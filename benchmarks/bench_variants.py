@@ -2,7 +2,7 @@
 
 Everything is derived from one F16 file, made once from the bundled model. Each row is one that
 `tidegate-edge report F16_FILE --variants NAME` repeats by itself. Speed, memory and answers are measured at
-every run, one file after the other; files, perplexities and the search for spare layers are kept from earlier.
+every run, one file after the other; files, perplexities and the search for spare layers are kept.
 """
 
 from __future__ import annotations
