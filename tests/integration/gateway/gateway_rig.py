@@ -33,7 +33,7 @@ SLOW = replace(QUICK, decode=((1, 20.0), (8, 20.0)))
 
 
 async def until(
-    condition: Callable[[], object], timeout_s: float = 5.0, what: str = "the condition"
+    condition: Callable[[], object], timeout_s: float = 20.0, what: str = "the condition"
 ) -> float:
     """Waits for a condition on real time; returns the seconds it took."""
     started_s = time.monotonic()
@@ -131,7 +131,7 @@ class Rig:
         state = self.app.fleet.snapshot().by_id.get(node_id)
         return None if state is None else state.health
 
-    async def until_health(self, node_id: str, health: Health | None, timeout_s: float = 5.0) -> float:
+    async def until_health(self, node_id: str, health: Health | None, timeout_s: float = 20.0) -> float:
         return await until(lambda: self.health(node_id) is health, timeout_s, f"{node_id} being {health}")
 
     def call(self, request: GenerateRequest, *, timeout_s: float | None = 20.0, key: str = "") -> Any:
