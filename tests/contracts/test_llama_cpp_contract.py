@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 from engine_contract import EngineContract
 
 from serving.engines.base import Engine
@@ -11,11 +14,15 @@ from serving.engines.llama_cpp.prepare import prepare
 from serving.engines.llama_cpp.settings import LlamaCppSettings
 
 
+@cache
+def model_path() -> Path:
+    (variant,) = prepare(bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL)
+    return variant.path
+
+
 class TestLlamaCppEngine(EngineContract):
     async def make_engine(self) -> Engine:
-        (variant,) = prepare(bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL)
-        return LlamaCppEngine(
-            LlamaCppSettings(
-                model_path=variant.path, model=MODEL, slots=2, queue_limit=3, context_tokens=1024
-            )
+        settings = LlamaCppSettings(
+            model_path=model_path(), model=MODEL, slots=2, queue_limit=3, context_tokens=1024
         )
+        return LlamaCppEngine(settings)

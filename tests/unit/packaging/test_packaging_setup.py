@@ -146,8 +146,13 @@ class TestProgress:
             return started[0]
 
         monkeypatch.setattr(progress.subprocess, "Popen", interrupted_start)
-        with pytest.raises(KeyboardInterrupt):
-            progress.run_step("step", ["sleep", "60"], tmp_path / "log")
+        # Whoever runs the tests in the background may have had the signal ignored.
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                progress.run_step("step", ["sleep", "60"], tmp_path / "log")
+        finally:
+            signal.signal(signal.SIGINT, former)
         assert started[0].returncode == -signal.SIGTERM
 
 
