@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from serving.engines.llama_cpp.batch import fill_batch
+from serving.engines.llama_cpp.interrupting import StepInterrupter
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model
 from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
@@ -69,6 +70,7 @@ class DecodeLoop:
         self._seen = 0
         self._wake = threading.Event()
         self._stopping = False
+        self._interrupter = StepInterrupter(context.interrupt, context.resume)
 
     # From other threads.
 
@@ -81,9 +83,10 @@ class DecodeLoop:
         self._wake.set()
 
     def cancel(self, sid: int) -> None:
-        """Frees the sequence before the next step."""
+        """Frees the sequence before the next step; a step that nobody else waits for ends at once."""
         self._inbox.append(sid)
         self._wake.set()
+        self._interrupter.cancelled(sid)
 
     def stop(self) -> None:
         self._stopping = True
@@ -108,6 +111,7 @@ class DecodeLoop:
 
     def _take_inbox(self) -> list[Emission]:
         emissions: list[Emission] = []
+        self._interrupter.begin_round()
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, int):
@@ -226,13 +230,27 @@ class DecodeLoop:
         allowance = self._planner.allowance(decoding, waiting, self._now_ms())
         began = self._clock()
         filled, wanted, prefilled = fill_batch(self._context, self._active, allowance)
-        self._context.decode(filled)
+        if not self._compute(filled, wanted, allowance):
+            return []
         step_ms = (self._clock() - began) * 1000.0
         self._planner.observe(decoded=filled - prefilled, prefilled=prefilled, step_ms=step_ms)
         # First all draws, then all bookkeeping: between two draws the processor's caches hold no Python.
         context = self._context
         tokens = [running.sampler.sample(context, entry, running.index) for running, entry in wanted]
         return self._accept(wanted, tokens)
+
+    def _compute(self, filled: int, wanted: list[tuple[Running, int]], allowance: dict[int, int]) -> bool:
+        """False when the step was interrupted; all its sequences are then as they were before."""
+        parts = {running.sid: 1 for running, _ in wanted} | allowance
+        with self._interrupter.step(parts):
+            done = self._context.decode(filled)
+        if not done:
+            for running in self._active:
+                slot = running.slot
+                slot.filled -= parts.get(running.sid, 0)
+                if not self._context.truncate(slot.index, slot.filled):
+                    slot.filled = 0
+        return done
 
     def _waiting(self) -> list[Pending]:
         """What the prompts still need, without those whose beginning another sequence is computing.
