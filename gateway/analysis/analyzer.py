@@ -7,6 +7,7 @@ import hmac
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 from gateway.analysis.difficulty import DifficultyModel
@@ -57,7 +58,9 @@ class Analyzer:
             tokens = estimate_chat_tokens(request.messages) if request.messages else TEMPLATE_TOKENS
         return Analysis(
             prompt_tokens=max(tokens, 1),
-            difficulty=self._model.difficulty(asking, total_chars=total_chars, turns=turns),
+            difficulty_of=cache(
+                partial(self._model.difficulty, asking, total_chars=total_chars, turns=turns)
+            ),
             prefix_hashes=self.prefix_hashes(request),
         )
 

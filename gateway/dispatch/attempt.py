@@ -68,8 +68,9 @@ class AttemptOutcome:
 class Attempt:
     """Runs once. `deadline_s` is the request's hard deadline on `clock`.
 
-    `outcome` is set when outputs() has ended by itself, None when it was closed early. `consumer_s` is the
-    time that its reader took with the outputs.
+    open() sends the work, outputs() reads what comes of it, close() frees the sequence on the node; all three
+    are called once, close() whatever happened. `outcome` is set when outputs() has ended by itself, None when
+    it was closed early. `consumer_s` is the time that its reader took with the outputs.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Attempt:
         self.consumer_s = 0.0
         self.waiting_since_s = self.started_s
         self.outcome: AttemptOutcome | None = None
+        self._stream: AttemptStream | None = None
 
     @property
     def consumer_was_slow(self) -> bool:
@@ -107,25 +109,30 @@ class Attempt:
         answering_s = self._clock() - self.started_s - (self.ttft_s or 0.0)
         return self.consumer_s > SLOW_CONSUMER_SHARE * answering_s
 
-    async def outputs(self) -> AsyncGenerator[SequenceOutput, None]:
-        """The node's outputs in order. Closing the iterator frees the sequence on the node."""
+    def open(self) -> None:
+        """Hands the work to the link; never blocks. A node without link is an outcome, not an error."""
         try:
-            stream = self._upstream.open(self.node_id, self.work)
+            self._stream = self._upstream.open(self.node_id, self.work)
         except NotLinked:
             self._end(Failure(Cause.NODE_LOST, "no link to the node"), Usage())
-            return
-        try:
-            while self.outcome is None:
-                output = await self._next(stream)
-                self._take(output)
-                if output.count or output.text:
-                    handed_s = self._clock()
-                    yield output
-                    self.consumer_s += self._clock() - handed_s
-                if output.finish is not None:
-                    self._end(output.finish.result, output.finish.usage)
-        finally:
-            stream.close()
+
+    async def outputs(self) -> AsyncGenerator[SequenceOutput, None]:
+        """The node's outputs in order."""
+        while self.outcome is None:
+            assert self._stream is not None, "outputs() before open()"
+            output = await self._next(self._stream)
+            self._take(output)
+            if output.count or output.text:
+                handed_s = self._clock()
+                yield output
+                self.consumer_s += self._clock() - handed_s
+            if output.finish is not None:
+                self._end(output.finish.result, output.finish.usage)
+
+    def close(self) -> None:
+        """Cancels what still runs on the node."""
+        if self._stream is not None:
+            self._stream.close()
 
     async def _next(self, stream: AttemptStream) -> SequenceOutput:
         self.waiting_since_s = self._clock()

@@ -23,14 +23,12 @@ from tidegate.routing.domain import (
     Accepted,
     AttemptKey,
     Chunk,
-    Explanation,
     Failure,
     Finished,
     GenerateEvent,
     GenerateRequest,
     InputKind,
     Restarted,
-    Route,
     SequenceOutput,
     ServeError,
     SessionHint,
@@ -39,6 +37,9 @@ from tidegate.routing.domain import (
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
+
+# Long enough for a work to be out of the process, and too short for an answer to be back.
+SENDING_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,26 +152,30 @@ class Dispatcher:
         while True:
             plan, decision_ms = self._decide(run, tried, failed)
             choice = plan.first
-            route = choice.route(explain.why(plan))
-            self._note_route(run, choice, decision_ms)
-            reasons = explain.explanation(plan, decision_ms) if run.request.explain else None
+            run.row.attempts += 1
             attempt = self._attempt(run, choice)
-            opened = run.request.early_accept
-            if opened:
-                yield self._opening(run, route, reasons, told)
+            attempt.open()
             try:
+                opened = run.request.early_accept
+                if not opened:
+                    # What follows is in no hurry, and would hold up by half a millisecond what was just sent.
+                    await asyncio.sleep(SENDING_S)
+                opening = self._opening(run, plan, decision_ms, told)
+                if opened:
+                    yield opening
                 async with aclosing(attempt.outputs()) as outputs:
                     async for output in outputs:
                         if not opened:
                             opened = True
-                            yield self._opening(run, route, reasons, told)
+                            yield opening
                         yield self._chunk(run, output)
             finally:
+                attempt.close()
                 self._facts.attempt(choice, attempt, self._clock())
             assert attempt.outcome is not None
             if not isinstance(attempt.outcome.result, Failure):
                 if not opened:  # an empty answer is an answer
-                    yield self._opening(run, route, reasons, told)
+                    yield opening
                 yield self._finished(run, choice, attempt.outcome)
                 return
             failed = self._failed(run, choice, attempt.outcome.result)
@@ -210,7 +215,6 @@ class Dispatcher:
 
     def _note_route(self, run: RequestRun, choice: Choice, decision_ms: float) -> None:
         row = run.row
-        row.attempts += 1
         row.node, row.tier = choice.node.announcement.name, choice.node.binding.tier.value
         row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms
         row.at_risk = not choice.qualified
@@ -246,11 +250,14 @@ class Dispatcher:
         )
 
     def _opening(
-        self, run: RequestRun, route: Route, reasons: Explanation | None, told: ServeError | None
+        self, run: RequestRun, plan: Plan, decision_ms: float, told: ServeError | None
     ) -> Accepted | Restarted:
         """`told` is how the earlier attempt ended that the client knows of, if it knows of one."""
+        self._note_route(run, plan.first, decision_ms)
+        route = plan.first.route(explain.why(plan))
         if told is not None:
             return Restarted(attempt_no=run.row.attempts, cause=told.reason, route=route)
+        reasons = explain.explanation(plan, decision_ms) if run.request.explain else None
         token = self._resume_tokens.issue(run.client.tenant, run.request.request_id, self._new_token())
         return Accepted(route=route, explanation=reasons, resume_token=token)
 

@@ -51,9 +51,17 @@ class StoreSync:
         self.up: bool | None = None
 
     async def run(self) -> None:
-        """Runs until cancelled."""
+        """Runs until cancelled.
+
+        The store's driver uses asyncio.wait_for, which until Python 3.12 swallows a cancellation that comes
+        just as its future ends. The task knows of it all the same.
+        """
+        task = asyncio.current_task()
+        assert task is not None
         while True:
             await self.once()
+            if task.cancelling():
+                return
             await asyncio.sleep(self._interval_s)
 
     async def once(self) -> None:

@@ -14,7 +14,7 @@ from gateway.transport.fleet_view import models_of
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.gateway.v1 import gateway_pb2_grpc
 from tidegate.routing import explain
-from tidegate.routing.domain import Code, GenerateRequest, ServeError
+from tidegate.routing.domain import Accepted, Code, GenerateRequest, Restarted, ServeError
 from tidegate.routing.plan import Refusal
 from tidegate.wire import codec, fleet
 from tidegate.wire.fleet import Decision, NodeInfo, node_info
@@ -48,9 +48,18 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         # Explanations name nodes and prices, as ListNodes does.
         client = self._need_admin(context) if request.explain else self._authenticate(context)
         asked = _decode(request, client, context)
+        joins = request.takes_following and not request.early_accept
+        opening: pb.GenerateResponse | None = None
         async with aclosing(self._dispatcher.generate(asked, client)) as events:
             async for event in events:
-                await self._write(context, codec.encode_event(event))
+                message = codec.encode_event(event)
+                if joins and isinstance(event, Accepted | Restarted):
+                    opening = message  # what it opens is there already
+                    continue
+                if opening is not None:
+                    opening.following.append(message)
+                    message, opening = opening, None
+                await self._write(context, message)
 
     async def _write(self, context: Any, message: Any) -> None:
         try:

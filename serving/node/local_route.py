@@ -54,7 +54,7 @@ def local_route(
     query = RouteQuery(
         model=variant.model,
         # Whether the prompt fits is the engine's to say, with exact numbers.
-        analysis=Analysis(_tokens(work, variant.context_tokens), difficulty=0.0),
+        analysis=Analysis(_tokens(work, variant.context_tokens), difficulty_of=lambda: 0.0),
         max_tokens=min(work.max_tokens, max(1, variant.context_tokens // 2)),
         budget=request.budget,
         target_share=TARGET_SHARE if share is None else share,

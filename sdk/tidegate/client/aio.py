@@ -5,6 +5,7 @@ from __future__ import annotations
 import random as random_module
 import time
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self, Unpack
@@ -35,6 +36,7 @@ class GenerateStream:
     def __init__(self, call: GenerateCall, answer: Answer) -> None:
         self._call = call
         self._answer = answer
+        self._events: deque[GenerateEvent] = deque()
 
     @property
     def request_id(self) -> str:
@@ -106,16 +108,17 @@ class GenerateStream:
 
     async def _next(self) -> GenerateEvent | None:
         self._answer.start()
-        while (message := await self._call.read()) is not None:
+        while not self._events:
+            message = await self._call.read()
+            if message is None:
+                self._answer.ended()
+                return None
             try:
-                event = self._answer.take(message)
+                self._events += self._answer.take(message)
             except BaseException:
                 await self.aclose()
                 raise
-            if event is not None:
-                return event
-        self._answer.ended()
-        return None
+        return self._events.popleft()
 
 
 class FleetWatch:

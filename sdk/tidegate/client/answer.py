@@ -78,8 +78,12 @@ class Answer:
         if self._started_at is None:
             self._started_at = self._clock()
 
-    def take(self, message: pb.GenerateResponse) -> GenerateEvent | None:
-        """The event, taken into account; None for one of a newer protocol. Raises InternalError."""
+    def take(self, message: pb.GenerateResponse) -> list[GenerateEvent]:
+        """Its events, taken into account, without those of a newer protocol. Raises InternalError."""
+        events = (self._take(each) for each in (message, *message.following))
+        return [event for event in events if event is not None]
+
+    def _take(self, message: pb.GenerateResponse) -> GenerateEvent | None:
         try:
             event = codec.decode_event(message)
         except ServeError as error:

@@ -50,6 +50,7 @@ class Core:
         self._fork_guard = ForkGuard()
         self.loop: asyncio.AbstractEventLoop | None = None
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._stubs: dict[str, GatewayServiceAsyncStub] = {}
 
     def plan(self, deadline_s: float | None) -> CallPlan:
         return CallPlan(
@@ -66,20 +67,21 @@ class Core:
             self.loop = loop
         elif self.loop is not loop:
             raise RuntimeError("this client belongs to another event loop; create one per loop")
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = open_channel(
+        stub = self._stubs.get(address)
+        if stub is None:
+            channel = self._channels[address] = open_channel(
                 address,
                 tls=self._tls,
                 max_receive_bytes=self._max_receive_bytes,
                 max_reconnect_backoff_ms=RECONNECT_BACKOFF_MS,
             )
-            self._channels[address] = channel
-        return cast("GatewayServiceAsyncStub", GatewayServiceStub(channel))
+            stub = self._stubs[address] = cast("GatewayServiceAsyncStub", GatewayServiceStub(channel))
+        return stub
 
     async def close(self) -> None:
         self.closed = True
         channels, self._channels = self._channels, {}
+        self._stubs.clear()
         for channel in channels.values():
             await channel.close(None)
 

@@ -83,7 +83,9 @@ def build_request(
         raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
     try:
         request = _domain_request(prompt, options)
-        return request, codec.encode_generate_request(request)
+        message = codec.encode_generate_request(request)
+        message.takes_following = True
+        return request, message
     except ServeError as error:
         raise from_serve_error(error) from error
     except (TypeError, ValueError, AttributeError) as error:

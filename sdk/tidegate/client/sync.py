@@ -6,6 +6,7 @@ import random as random_module
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, Unpack
@@ -33,6 +34,7 @@ class SyncGenerateStream:
     def __init__(self, call: SyncGenerateCall, answer: Answer) -> None:
         self._call = call
         self._answer = answer
+        self._events: deque[GenerateEvent] = deque()
 
     @property
     def request_id(self) -> str:
@@ -104,16 +106,17 @@ class SyncGenerateStream:
 
     def _next(self) -> GenerateEvent | None:
         self._answer.start()
-        while (message := self._call.read()) is not None:
+        while not self._events:
+            message = self._call.read()
+            if message is None:
+                self._answer.ended()
+                return None
             try:
-                event = self._answer.take(message)
+                self._events += self._answer.take(message)
             except BaseException:
                 self.close()
                 raise
-            if event is not None:
-                return event
-        self._answer.ended()
-        return None
+        return self._events.popleft()
 
 
 class SyncFleetWatch:

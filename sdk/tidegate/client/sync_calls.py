@@ -57,6 +57,7 @@ class SyncCore:
         self._fork_guard = ForkGuard()
         self._lock = threading.Lock()
         self._channels: dict[str, grpc.Channel] = {}
+        self._stubs: dict[str, GatewayServiceStub] = {}
 
     def plan(self, deadline_s: float | None) -> CallPlan:
         return CallPlan(
@@ -78,7 +79,8 @@ class SyncCore:
                     max_reconnect_backoff_ms=RECONNECT_BACKOFF_MS,
                 )
                 self._channels[address] = channel
-        return GatewayServiceStub(channel)
+                self._stubs[address] = GatewayServiceStub(channel)
+            return self._stubs[address]
 
     def close(self) -> None:
         with self._lock:

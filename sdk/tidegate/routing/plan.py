@@ -5,7 +5,7 @@ Sentences and wire shapes are made from these on demand by tidegate.routing.expl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -17,15 +17,22 @@ MAX_CANDIDATES = 16
 
 
 class Choice(NamedTuple):
-    """One candidate with its scores. `qualified`: meets the budget's target share and the quality asked."""
+    """One candidate with its scores. `qualified`: meets the budget's target share and the quality asked.
+
+    P(good) is computed when it is read: without a quality asked for, no decision depends on it.
+    """
 
     node: NodeState
     variant: Variant
     prediction: Prediction
     p_meet: float
-    p_good: float
+    p_good_of: Callable[[], float]
     qualified: bool
     cost_per_mtoken: float
+
+    @property
+    def p_good(self) -> float:
+        return self.p_good_of()
 
     def route(self, why: str = "") -> Route:
         binding, announcement = self.node.binding, self.node.announcement

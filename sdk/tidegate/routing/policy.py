@@ -11,10 +11,11 @@ Pure: random numbers come in as arguments, and time only as what the query says 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from heapq import nsmallest
 from typing import Protocol
 
-from tidegate.routing.domain import OnMiss, RouteQuery, Snapshot
+from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
 from tidegate.routing.filters import apply_filters
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import MAX_CANDIDATES, Choice, Pick, Plan, Refusal
@@ -99,17 +100,19 @@ def score(
 ) -> tuple[list[Choice], dict[str, int]]:
     """All permitted candidates with their predictions and odds, in the snapshot's order; removed counts."""
     filtered = apply_filters(snapshot, query)
-    judge = quality if quality is not None else RankedQuality(snapshot)
+    judge_of: Callable[[], QualityModel] = (
+        cache(partial(RankedQuality, snapshot)) if quality is None else partial(_same, quality)
+    )
     budget, elapsed, target = query.budget, query.elapsed_ms, query.target_share
     limited = budget.limits_anything
-    p_good_of: dict[str, float] = {}
+    p_good_of: dict[str, Callable[[], float]] = {}
     choices: list[Choice] = []
     for node, variant in filtered.eligible:
         prediction = model.predict(node, variant, query)
         p_meet = model.p_meet(prediction, budget, elapsed) if limited else 1.0
         p_good = p_good_of.get(variant.digest)
         if p_good is None:
-            p_good = p_good_of[variant.digest] = judge.p_good(variant, query.analysis.difficulty)
+            p_good = p_good_of[variant.digest] = cache(partial(_p_good, judge_of, variant, query.analysis))
         choices.append(
             Choice(
                 node,
@@ -117,11 +120,24 @@ def score(
                 prediction,
                 p_meet,
                 p_good,
-                p_meet >= target and p_good >= query.min_p_good if limited else p_good >= query.min_p_good,
+                (not limited or p_meet >= target) and _good_enough(p_good, query),
                 node.binding.cost_per_mtoken,
             )
         )
     return choices, dict(filtered.removed)
+
+
+def _same(quality: QualityModel) -> QualityModel:
+    return quality
+
+
+def _p_good(judge_of: Callable[[], QualityModel], variant: Variant, analysis: Analysis) -> float:
+    return judge_of().p_good(variant, analysis.difficulty)
+
+
+def _good_enough(p_good: Callable[[], float], query: RouteQuery) -> bool:
+    """Any answer is, where no quality was asked for; the prompt is then not judged at all."""
+    return query.min_p_good <= 0.0 or p_good() >= query.min_p_good
 
 
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
@@ -134,7 +150,7 @@ def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random)
 
 def _pick_at_risk(choices: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
     """Quality is kept before speed: an answer that is late is worth more than one that is wrong."""
-    group = [c for c in choices if c.p_good >= query.min_p_good]
+    group = [c for c in choices if _good_enough(c.p_good_of, query)]
     pick = Pick.BEST_ODDS
     if not group:
         best = max(c.p_good for c in choices)
@@ -184,7 +200,7 @@ def _by_odds(choices: Sequence[Choice], query: RouteQuery) -> list[Choice]:
     return nsmallest(
         MAX_CANDIDATES,
         choices,
-        key=lambda c: (c.p_good < query.min_p_good, -round(c.p_meet, 2), key(c)),
+        key=lambda c: (not _good_enough(c.p_good_of, query), -round(c.p_meet, 2), key(c)),
     )
 
 

@@ -59,7 +59,7 @@ def unmeetable(
 ) -> Refusal:
     """Candidates exist and the request would rather be refused than miss. `best`: those worth showing."""
     kept = tuple(best[:MAX_CANDIDATES])
-    able = [c for c in choices if c.p_good >= query.min_p_good]
+    able = [c for c in choices if query.min_p_good <= 0.0 or c.p_good >= query.min_p_good]
     if not able:
         return Refusal(
             Reason.QUALITY_UNMEETABLE, Code.FAILED_PRECONDITION, query, removed, None, choices=kept

@@ -16,7 +16,7 @@ import grpc.aio
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.gateway.v1 import gateway_pb2_grpc as rpc
 from tidegate.routing.domain import Code, Explanation, GenerateRequest, ServeError
-from tidegate.testing.script import Fail, Hang, Pause, Step, answer, default_route
+from tidegate.testing.script import Fail, Hang, Pause, Step, Together, answer, default_route
 from tidegate.wire import codec, fleet, status
 from tidegate.wire.channels import server_options
 from tidegate.wire.fleet import Decision, ModelInfo, NodeInfo
@@ -130,6 +130,10 @@ class FakeGateway(rpc.GatewayServiceServicer):
                     await asyncio.sleep(step.seconds)
                 elif isinstance(step, Hang):
                     await asyncio.Event().wait()
+                elif isinstance(step, Together):
+                    first, *others = (codec.encode_event(event) for event in step.events)
+                    first.following.extend(others)
+                    yield first
                 else:
                     yield codec.encode_event(step)
         except (asyncio.CancelledError, GeneratorExit):

@@ -30,6 +30,13 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """Several events in one message, as a client that takes `following` may get them."""
+
+    events: tuple[GenerateEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hang:
     """Waits until the request is cancelled or its deadline is over."""
 
@@ -46,7 +53,7 @@ class Fail:
         return cls(ServeError(Code.UNAVAILABLE, "the node was lost", reason=reason))
 
 
-Step = GenerateEvent | Pause | Hang | Fail
+Step = GenerateEvent | Together | Pause | Hang | Fail
 
 
 def default_route(*, node_id: str = "fake-node", tier: Tier = Tier.EDGE, model: str = "fake") -> Route:

@@ -43,6 +43,23 @@ async def test_every_token_arrives_once_and_in_order(rig: Rig, stream_length: in
     assert 0 < finished.timings.ttft_ms <= finished.timings.total_ms
 
 
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("takes_following", [False, True])
+async def test_the_first_token_shares_a_message_only_with_a_client_that_says_so(
+    rig: Rig, takes_following: bool, early: bool
+) -> None:
+    await rig.add_node("n1")
+    message = codec.encode_generate_request(question("r1", max_tokens=3, early_accept=early))
+    message.takes_following = takes_following
+    messages = [m async for m in rig.stub.Generate(message)]
+    shared = [f.WhichOneof("event") for f in messages[0].following]
+    assert shared == (["chunk"] if takes_following and not early else [])
+    assert not any(m.following for m in messages[1:])
+    flat = [each for m in messages for each in (m, *m.following)]
+    assert flat[0].WhichOneof("event") == "accepted"
+    assert "".join(each.chunk.text for each in flat) == expected_text(question("r1", max_tokens=3))
+
+
 async def test_many_requests_at_once_over_several_nodes_are_never_mixed_up(rig: Rig) -> None:
     for node_id in ("n1", "n2", "n3"):
         await rig.add_node(node_id)

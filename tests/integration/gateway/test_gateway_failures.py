@@ -85,6 +85,7 @@ async def test_a_crash_before_the_first_token_is_answered_elsewhere(pair: Rig) -
 async def test_an_early_accept_says_that_it_starts_over(pair: Rig) -> None:
     pair.nodes[0].engine.hang()
     task, seen = await begun(pair, "r1", 0, early_accept=True)
+    await until(lambda: seen, what="the early accept")
     assert [type(e) for e in seen] == [Accepted]
     pair.nodes[0].engine.crash()
     await task

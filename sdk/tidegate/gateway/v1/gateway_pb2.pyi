@@ -148,6 +148,7 @@ class GenerateRequest(google.protobuf.message.Message):
     ON_MISS_FIELD_NUMBER: builtins.int
     EARLY_ACCEPT_FIELD_NUMBER: builtins.int
     EXPLAIN_FIELD_NUMBER: builtins.int
+    TAKES_FOLLOWING_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, unique per request: 1 to 128 characters of [A-Za-z0-9._:-]."""
     prompt: builtins.str
@@ -170,6 +171,8 @@ class GenerateRequest(google.protobuf.message.Message):
     """Send `accepted` at the decision instead of with the first token. A retry is then no longer invisible."""
     explain: builtins.bool
     """Put the reasons of the decision into `accepted`."""
+    takes_following: builtins.bool
+    """The client reads GenerateResponse.following: events that are there at the same time may share a message."""
     @property
     def chat(self) -> global___MessageList:
         """A conversation, rendered with the model's chat template on the node."""
@@ -201,9 +204,10 @@ class GenerateRequest(google.protobuf.message.Message):
         on_miss: global___OnMiss.ValueType = ...,
         early_accept: builtins.bool = ...,
         explain: builtins.bool = ...,
+        takes_following: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "budget", b"budget", "chat", b"chat", "input", b"input", "min_p_good", b"min_p_good", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "takes_following", b"takes_following"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_p_good", b"_min_p_good"]) -> typing.Literal["min_p_good"] | None: ...
     @typing.overload
@@ -478,6 +482,7 @@ class GenerateResponse(google.protobuf.message.Message):
     CHUNK_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
     RESTARTED_FIELD_NUMBER: builtins.int
+    FOLLOWING_FIELD_NUMBER: builtins.int
     @property
     def accepted(self) -> global___Accepted: ...
     @property
@@ -486,6 +491,12 @@ class GenerateResponse(google.protobuf.message.Message):
     def finished(self) -> global___Finished: ...
     @property
     def restarted(self) -> global___Restarted: ...
+    @property
+    def following(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GenerateResponse]:
+        """Events that come right after `event`, in order; only where GenerateRequest.takes_following is set. It
+        spares the first token a message of its own.
+        """
+
     def __init__(
         self,
         *,
@@ -493,9 +504,10 @@ class GenerateResponse(google.protobuf.message.Message):
         chunk: global___Chunk | None = ...,
         finished: global___Finished | None = ...,
         restarted: global___Restarted | None = ...,
+        following: collections.abc.Iterable[global___GenerateResponse] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["accepted", b"accepted", "chunk", b"chunk", "event", b"event", "finished", b"finished", "restarted", b"restarted"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "chunk", b"chunk", "event", b"event", "finished", b"finished", "restarted", b"restarted"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "chunk", b"chunk", "event", b"event", "finished", b"finished", "following", b"following", "restarted", b"restarted"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "chunk", "finished", "restarted"] | None: ...
 
 global___GenerateResponse = GenerateResponse

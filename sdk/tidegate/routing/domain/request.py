@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -50,11 +51,19 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What is known about a prompt before routing. `difficulty` is in [0, 1]; `prompt_tokens` an estimate."""
+    """What is known about a prompt before routing. `prompt_tokens` is an estimate.
+
+    `difficulty_of` gives the same number in [0, 1] whenever it is called. It is called only where something
+    depends on it: judging a prompt costs more than the rest of a decision.
+    """
 
     prompt_tokens: int
-    difficulty: float
+    difficulty_of: Callable[[], float]
     prefix_hashes: tuple[bytes, ...] = ()
+
+    @property
+    def difficulty(self) -> float:
+        return self.difficulty_of()
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ class Nodes:
 
 class FixedAnalyzer:
     def analyze(self, request: GenerateRequest) -> Analysis:
-        return Analysis(prompt_tokens=9, difficulty=0.5, prefix_hashes=(b"p" * 16,))
+        return Analysis(prompt_tokens=9, difficulty_of=lambda: 0.5, prefix_hashes=(b"p" * 16,))
 
 
 class Rig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from gateway_fakes import Clock, add_ready
@@ -151,3 +152,36 @@ async def test_rounds_go_on_through_an_outage(a: Replica, store: FaultyStore) ->
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert a.health == [True, True, False, False, True]
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("method", ["publish_nodes", "read_sessions"])
+async def test_a_driver_that_swallows_a_cancellation_does_not_keep_it_running(
+    a: Replica, method: str
+) -> None:
+    class Swallowing(MemoryStore):
+        """As asyncio.wait_for does in Python 3.11 when the answer comes in the same turn."""
+
+        async def _swallow(self) -> None:
+            try:
+                await asyncio.sleep(1.0)
+            except asyncio.CancelledError:
+                swallowed.append(method)
+
+        async def publish_nodes(self, *arguments: Any) -> None:
+            if method == "publish_nodes":
+                await self._swallow()
+
+        async def read_sessions(self, after: str) -> tuple[str, tuple[SessionRecord, ...]]:
+            if method == "read_sessions":
+                await self._swallow()
+            return after, ()
+
+    swallowed: list[str] = []
+    a.sync._store = Swallowing(Clock())
+    task = asyncio.create_task(a.sync.run())
+    await asyncio.sleep(0.5)
+    task.cancel()
+    await asyncio.wait({task}, timeout=10.0)
+    assert swallowed == [method]
+    assert task.done()

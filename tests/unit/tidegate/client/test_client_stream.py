@@ -9,7 +9,7 @@ import pytest
 
 import tidegate
 from tidegate.routing.domain import Explanation
-from tidegate.testing import FakeGateway, Hang, Pause, answer, default_route
+from tidegate.testing import FakeGateway, Hang, Pause, Together, answer, default_route
 
 OTHER = default_route(node_id="other", tier=tidegate.Tier.CLOUD)
 RESTART = tidegate.Restarted(attempt_no=2, cause="node_lost", route=OTHER)
@@ -43,6 +43,16 @@ async def test_what_a_stream_tells(gateway: FakeGateway, client: tidegate.Client
     remaining_ms = gateway.requests[0].remaining_ms
     assert remaining_ms is not None
     assert 3_000 < remaining_ms <= 5_001
+
+
+async def test_events_that_share_a_message_come_one_by_one(
+    gateway: FakeGateway, client: tidegate.Client
+) -> None:
+    events = answer("a", "b")
+    gateway.script(Together(events[:2]), Together(events[2:]))
+    stream = client.generate("hi")
+    assert [event async for event in stream.events()] == list(events)
+    assert stream.text == "ab"
 
 
 async def test_nothing_is_sent_before_iteration(gateway: FakeGateway, client: tidegate.Client) -> None:

@@ -106,7 +106,7 @@ def query(
 ) -> RouteQuery:
     return RouteQuery(
         model,
-        Analysis(prompt_tokens, difficulty, hashes),
+        Analysis(prompt_tokens, lambda: difficulty, hashes),
         max_tokens,
         budget or Budget(),
         target,

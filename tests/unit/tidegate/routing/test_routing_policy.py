@@ -129,6 +129,25 @@ def test_who_goes_first(
     assert plan.first.route().at_risk is at_risk
 
 
+def test_a_prompt_is_judged_only_where_something_depends_on_it() -> None:
+    judged: list[int] = []
+
+    def difficulty() -> float:
+        judged.append(1)
+        return 0.5
+
+    asked = query(budget=Budget(ttft_ms=300.0))
+    asked = replace(asked, analysis=replace(asked.analysis, difficulty_of=difficulty))
+    snapshot = fleet(node("a"), node("b"), cloud("c"))
+    plan = plan_of(snapshot, asked)
+    assert not judged
+    assert plan.first.p_good > 0.0
+    assert judged
+    judged.clear()
+    plan_of(snapshot, replace(asked, min_p_good=0.1))
+    assert judged
+
+
 def test_latency_routing_does_not_prefer_the_slow_node() -> None:
     slow = node("slow", speeds=replace(node().speeds, prefill_tokens_per_s=70.0))
     assert first_name(plan_of(fleet(slow, node("fast")), query(budget=TIGHT))) == "fast"
