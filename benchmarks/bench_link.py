@@ -1,15 +1,21 @@
 """A thousand nodes on the links of one gateway process, and whether a cancel still gets through.
 
-Two processes hold the simulated nodes, each with real links and a heartbeat a second. First the heartbeats
-alone are charged to the gateway. Then come running streams and, all on one node, a 4 MiB prompt that is sent
-again and again and a reader that stopped reading. Cancels are timed from right before the client acts until
-the node hears of it: half of them on that hot node, half on nodes as the gateway chooses them.
+Simulated nodes have real links and a heartbeat a second. First the heartbeats alone are charged to the
+gateway. Then come running streams and, all on one node, a 4 MiB prompt, the next one half a second after the
+last, and a reader that stopped reading. Cancels are timed from right before the client acts until the node
+hears of it: half of them on that hot node, half on twenty others.
+
+Most nodes share two processes, which no real node does: with five hundred others on its event loop a node
+hears late of whatever reached it in time. So the hot node has a process of its own, and so have the twenty.
+Each stream gets five tokens a second: gateway, nodes and clients share this machine's cores, and where
+two are used up, as with ten tokens a second, the figures are the machine's. The table says how busy it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import resource
 import sys
@@ -20,12 +26,13 @@ from typing import Any
 import aiohttp
 
 import tidegate
-from benchmarks.common import CannotMeasure, Row, cpu_s, percentile, row, run
-from benchmarks.link.simnode import HOT_MODEL, MODEL
+from benchmarks.common import CannotMeasure, Row, busy_s, cpu_s, percentile, row, run
+from benchmarks.link.simnode import HOT_MODEL, MODEL, TIMED_MODEL, TOKENS_PER_S
 from benchmarks.processes import Programs
 from benchmarks.talker import Talker
 
-NODE_PROCESSES = 2
+CROWD_PROCESSES = 2
+TIMED_NODES = 20
 STREAM_PROCESSES = 3
 READY_S = 120.0
 SETTLE_S = 5.0
@@ -110,7 +117,8 @@ class Seen:
     tokens_per_s: float = 0.0
     big_prompts: int = 0
     cores: float = 0.0
-    node_lag_ms: float = 0.0
+    all_cores: float = 0.0
+    lags_ms: dict[str, float] = field(default_factory=dict)
 
 
 class Bench:
@@ -120,19 +128,20 @@ class Bench:
         self._args = args
         self._rng = random.Random(args.seed)
         self._heard: dict[str, asyncio.Future[float]] = {}
-        self._nodes: list[Nodes] = []
+        self._nodes: dict[str, list[Nodes]] = {}
         self._clients: dict[str, Talker] = {}
 
     async def start_nodes(self) -> float:
         """Seconds until all were ready."""
-        share = self._args.nodes // NODE_PROCESSES
-        for number in range(NODE_PROCESSES):
-            first = str(number * share)
-            talker = await Talker.start(
-                "benchmarks.link.nodes", self._programs.link_address, first, str(share)
-            )
-            self._nodes.append(Nodes(talker, self._heard))
-        return await self._view.wait_ready(share * NODE_PROCESSES)
+        rest = self._args.nodes - 1 - TIMED_NODES
+        first = 0
+        crowds = [rest // CROWD_PROCESSES + (n < rest % CROWD_PROCESSES) for n in range(CROWD_PROCESSES)]
+        for model, count in ((HOT_MODEL, 1), (TIMED_MODEL, TIMED_NODES), *((MODEL, n) for n in crowds)):
+            arguments = (self._programs.link_address, model, str(self._args.rate), str(first), str(count))
+            talker = await Talker.start("benchmarks.link.nodes", *arguments)
+            self._nodes[model] = [*self._nodes.get(model, ()), Nodes(talker, self._heard)]
+            first += count
+        return await self._view.wait_ready(first)
 
     async def start_clients(self) -> None:
         """All streams running, the reader stopped, a large prompt on its way. More clients share the streams
@@ -159,24 +168,31 @@ class Bench:
     async def cancels(self) -> Seen:
         seen = Seen()
         await self._reports(Seen())
-        await asyncio.gather(*(nodes.worst_lag_ms() for nodes in self._nodes))
+        await self._worst_lags()
         await asyncio.sleep(SETTLE_S)
-        await asyncio.gather(*(nodes.worst_lag_ms() for nodes in self._nodes))
-        since, began_s = self._view.cpu(), time.monotonic()
+        await self._worst_lags()
+        since, began_s, began_busy_s = self._view.cpu(), time.monotonic(), busy_s()
         async with tidegate.Client(self._programs.grpc_address) as client:
             for _ in range(self._args.tries):
                 seen.hot_ms.append(await self._cancel_once(client, HOT_MODEL))
-                seen.other_ms.append(await self._cancel_once(client, MODEL))
+                seen.other_ms.append(await self._cancel_once(client, TIMED_MODEL))
         seen.cores = self._view.cores(since)
         took_s = time.monotonic() - began_s
-        seen.node_lag_ms = max(await asyncio.gather(*(nodes.worst_lag_ms() for nodes in self._nodes)))
+        seen.all_cores = (busy_s() - began_busy_s) / took_s
+        seen.lags_ms = await self._worst_lags()
         await self._reports(seen)
         seen.tokens_per_s /= took_s
         return seen
 
     async def stop(self) -> None:
         await asyncio.gather(*(client.stop() for client in self._clients.values()))
-        await asyncio.gather(*(nodes.stop() for nodes in self._nodes))
+        await asyncio.gather(*(nodes.stop() for each in self._nodes.values() for nodes in each))
+
+    async def _worst_lags(self) -> dict[str, float]:
+        """How late event loops were, by the model of their nodes."""
+        return {
+            model: max([await nodes.worst_lag_ms() for nodes in each]) for model, each in self._nodes.items()
+        }
 
     async def _cancel_once(self, client: tidegate.Client, model: str) -> float:
         """Milliseconds from the client's cancel to the node's."""
@@ -218,6 +234,7 @@ async def measure() -> list[Row]:
     parser.add_argument("--streams", type=int, default=200, help="running streams (default 200)")
     parser.add_argument("--tries", type=int, default=200, help="cancels per kind of node (default 200)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the heartbeat phase in s")
+    parser.add_argument("--rate", type=float, default=TOKENS_PER_S, help="tokens/s of a stream (default 5)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the moments (default 1)")
     args = parser.parse_args()
     raise_file_limit(args.nodes * 2 + 1000)
@@ -247,17 +264,19 @@ def rows_of(
 ) -> list[Row]:
     lost = metrics.get('tidegate_link_events_total{event="lost"}', 0.0)
     suspected = metrics.get('tidegate_link_events_total{event="suspected"}', 0.0)
-    hot, other = "the hot node", "any node"
+    hot, other = "the hot node", f"one of {TIMED_NODES} nodes"
     rows = [
         row(f"{args.nodes} nodes joined and ready after", ready_s, "s"),
         row("gateway CPU, heartbeats at 1 Hz alone", alone, "cores", bar=GOAL_CORES),
         row(f"gateway CPU with {args.streams} streams and all trouble", seen.cores, "cores"),
+        row(f"all cores meanwhile, of {os.cpu_count()}", seen.all_cores, "cores"),
         row("tokens through the gateway", seen.tokens_per_s, "tokens/s"),
         row("4 MiB prompts meanwhile", seen.big_prompts, "prompts"),
         row("time between two tokens of a stream, p99", percentile(seen.stream_gaps_ms, 0.99), "ms"),
         row("the same beside the stopped reader, p99", percentile(seen.peer_gaps_ms, 0.99), "ms"),
     ]
-    rows.append(row("the node processes' own event loops late, max", seen.node_lag_ms, "ms"))
+    for model, of in ((HOT_MODEL, "the hot node"), (TIMED_MODEL, "the twenty"), (MODEL, "the crowds")):
+        rows.append(row(f"event loop of {of} late, max", seen.lags_ms[model], "ms"))
     for place, samples in ((hot, seen.hot_ms), (other, seen.other_ms)):
         name = f"cancel to {place}, {len(samples)} tries"
         rows.append(row(f"{name}, p99", percentile(samples, 0.99), "ms", bar=BAR_MS))

@@ -109,11 +109,11 @@ class ForeignLoad:
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()
-        self._busy_s, self._own_s = _busy_s(), own_cpu_s()
+        self._busy_s, self._own_s = busy_s(), own_cpu_s()
 
     def cores(self) -> float:
-        busy_s, own_s = _busy_s() - self._busy_s, own_cpu_s() - self._own_s
-        return max(0.0, (busy_s - own_s) / (time.monotonic() - self._began_s))
+        all_s, own_s = busy_s() - self._busy_s, own_cpu_s() - self._own_s
+        return max(0.0, (all_s - own_s) / (time.monotonic() - self._began_s))
 
 
 def cpu_s(pid: int) -> float:
@@ -146,7 +146,7 @@ def _stat(pid: int) -> list[str] | None:
     return text[text.rindex(")") + 2 :].split()
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """CPU seconds the whole machine was not idle."""
     with open("/proc/stat") as stat:
         user, nice, system, _, _, irq, softirq, steal = map(int, stat.readline().split()[1:9])

@@ -1,8 +1,8 @@
 """A process full of simulated nodes, each with a link of its own.
 
-    python -m benchmarks.link.nodes GATEWAY FIRST COUNT
+    python -m benchmarks.link.nodes GATEWAY MODEL TOKENS_PER_S FIRST COUNT
 
-The node with number 0 also serves the hot model. Every cancel that reaches a node goes out as a JSON line
+Every cancel that reaches a node goes out as a JSON line
 with its time (time.monotonic(), which all processes of a machine share). A line on stdin is answered with how
 late the event loop was since the last one.
 """
@@ -16,7 +16,7 @@ import random
 import sys
 import time
 
-from benchmarks.link.simnode import HOT_MODEL, MODEL, SimNode
+from benchmarks.link.simnode import SimNode
 from benchmarks.talker import LagWatch, commands, say
 from tidegate.link.client import LinkClient, LinkCredentials
 from tidegate.routing.domain import AttemptKey
@@ -29,9 +29,9 @@ def tell_cancel(key: AttemptKey) -> None:
     say({"cancel": key.request_id, "at": time.monotonic()})
 
 
-async def live(number: int, gateway: str) -> None:
+async def live(number: int, model: str, tokens_per_s: float, gateway: str) -> None:
     """One node: dials at its own moment and beats at its own phase."""
-    node = SimNode(f"sim-{number:04d}", (MODEL, HOT_MODEL) if number == 0 else (MODEL,), tell_cancel)
+    node = SimNode(f"sim-{number:04d}", (model,), tell_cancel, tokens_per_s)
     epochs = itertools.count(1)
     credentials = LinkCredentials(next_link_epoch=lambda: next(epochs))
     link = LinkClient(node, gateway, credentials, clock=time.monotonic, rng=random.random)
@@ -44,11 +44,11 @@ async def live(number: int, gateway: str) -> None:
     await linking
 
 
-async def main(gateway: str, first: int, count: int) -> None:
+async def main(gateway: str, model: str, tokens_per_s: float, first: int, count: int) -> None:
     lag = LagWatch()
     async with asyncio.TaskGroup() as group:
         for number in range(first, first + count):
-            group.create_task(live(number, gateway))
+            group.create_task(live(number, model, tokens_per_s, gateway))
             await asyncio.sleep(DIAL_GAP_S)
         group.create_task(lag.run())
         orders = await commands()
@@ -60,4 +60,4 @@ async def main(gateway: str, first: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])))

@@ -30,13 +30,14 @@ from tidegate.routing.domain import (
 
 MODEL = "sim"
 HOT_MODEL = "sim-hot"
+TIMED_MODEL = "sim-timed"
 FLOOD = "FLOOD"
 FLOOD_OUTPUTS = 400
 FLOOD_TEXT = "x" * 16_384
 FLOOD_TOKENS = 64  # per output: a gateway does not take more text than tokens can hold
 FLOOD_INTERVAL_S = 0.005
 PREFILL_MS = 20.0
-SPEEDS = Speeds(2000.0, ((1, 10.0), (64, 10.0)))
+TOKENS_PER_S = 5.0
 
 
 @dataclass(slots=True)
@@ -52,8 +53,16 @@ class _Sequence:
 class SimNode:
     """Implements NodeService. `on_cancel` hears of each cancel that found its sequence."""
 
-    def __init__(self, name: str, models: tuple[str, ...], on_cancel: Callable[[AttemptKey], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        models: tuple[str, ...],
+        on_cancel: Callable[[AttemptKey], None],
+        tokens_per_s: float = TOKENS_PER_S,
+    ) -> None:
         self._name = name
+        self._tokens_per_s = tokens_per_s
+        self._speeds = Speeds(2000.0, ((1, tokens_per_s), (64, tokens_per_s)))
         self._variants = tuple(
             Variant(model, f"digest-of-{model}", context_tokens=1 << 24) for model in models
         )
@@ -82,7 +91,7 @@ class SimNode:
             replay_class=ReplayClass.NONE,
             replay_digest="",
             hardware_class="sim",
-            speeds=SPEEDS,
+            speeds=self._speeds,
         )
 
     def load(self) -> NodeLoad:
@@ -91,7 +100,7 @@ class SimNode:
             pending_decode_tokens=self._beats % 7,
             free_cache_tokens=100_000 - self._beats % 1000,
             ready=True,
-            speeds=SPEEDS,
+            speeds=self._speeds,
         )
 
     def cache_full(self) -> CacheDelta:
@@ -153,5 +162,5 @@ class SimNode:
         if ended:
             del self._sequences[work.key]
         else:
-            self._later(sequence, FLOOD_INTERVAL_S if flooding else 1.0 / SPEEDS.decode[0][1])
+            self._later(sequence, FLOOD_INTERVAL_S if flooding else 1.0 / self._tokens_per_s)
         sequence.listener.deliver([output])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.link.simnode import FLOOD, FLOOD_OUTPUTS, MODEL, SPEEDS, SimNode
+from benchmarks.link.simnode import FLOOD, FLOOD_OUTPUTS, MODEL, TOKENS_PER_S, SimNode
 from tidegate.routing.domain import AttemptKey, CacheDelta, InputKind, Sampling, SequenceOutput, Work
 
 KEY = AttemptKey("request", 1)
@@ -38,7 +38,7 @@ async def test_tokens_come_at_the_stated_pace_and_end() -> None:
     node.attach(listener)
     node.submit(listener, work())
     assert node.load().running == 1
-    await asyncio.sleep(2.0 / SPEEDS.decode[0][1])
+    await asyncio.sleep(2.0 / TOKENS_PER_S)
     assert len(listener.outputs) == 2
     await asyncio.sleep(1.0)
     assert [output.first_index for output in listener.outputs] == [0, 1, 2, 3, 4]
