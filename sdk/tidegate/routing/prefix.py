@@ -38,7 +38,7 @@ def canonical_bytes(messages: Iterable[Message]) -> bytes:
 
 
 def _escaped(text: str) -> bytes:
-    """The inside of a JSON string, everything beyond ASCII as it is. Raises UnicodeEncodeError for surrogates."""
+    """The inside of a JSON string in UTF-8. Raises UnicodeEncodeError for surrogates."""
     data = text.encode("utf-8")
     for plain, escaped in _ESCAPES:
         if plain in data:
