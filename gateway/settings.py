@@ -77,6 +77,8 @@ class NodeRule(Section):
         default=0.0, ge=0, allow_inf_nan=False, description="Price of a million tokens there"
     )
 
+    tenants: tuple[str, ...] = Field(default=(), description="Tenants these nodes work for; empty: all")
+
     @model_validator(mode="after")
     def _names_somebody(self) -> Self:
         if self.join_token is None and not self.node_ids:

@@ -51,8 +51,8 @@ class StartingBackend:
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         return self._opened().generate(request)
 
-    def models(self) -> Sequence[ModelCard]:
-        return self._opened().models()
+    def models(self, tenant: str) -> Sequence[ModelCard]:
+        return self._opened().models(tenant)
 
     def _opened(self) -> LocalBackend:
         if self._inner is None:

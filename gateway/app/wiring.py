@@ -63,7 +63,9 @@ def operator(settings: GatewaySettings) -> OperatorTable:
     """The operator's table. Raises SettingsError for a token that cannot be read."""
     tokens, nodes = [], {}
     for rule in settings.nodes:
-        binding = Binding(Tier(rule.tier), rule.region, rule.trust, rule.cost_per_mtoken)
+        binding = Binding(
+            Tier(rule.tier), rule.region, rule.trust, rule.cost_per_mtoken, frozenset(rule.tenants)
+        )
         if rule.join_token is not None:
             tokens.append((rule.join_token.read(), binding))
         nodes.update(dict.fromkeys(rule.node_ids, binding))

@@ -71,6 +71,7 @@ class Intake:
             on_miss=request.on_miss,
             session=self._sessions.hint(session) if session else None,
             priority=request.priority,
+            tenant=client.tenant,
         )
         return RequestRun(
             request=request,

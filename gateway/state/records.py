@@ -127,6 +127,7 @@ def encode_node(record: NodeRecord) -> str:
             "region": b.region,
             "trust": b.trust,
             "cost_per_mtoken": b.cost_per_mtoken,
+            "tenants": sorted(b.tenants),
             "health": record.state.health.value,
             "rtt_ms": record.state.rtt_ms,
             "running": load.running,
@@ -161,6 +162,8 @@ def decode_node(text: str) -> NodeRecord:
             region=_text(data["region"]),
             trust=_text(data["trust"]),
             cost_per_mtoken=_number(data["cost_per_mtoken"]),
+            # Absent in records of older gateways, which knew no tenants.
+            tenants=frozenset(_text(t) for t in data.get("tenants", ())),
         )
         load = NodeLoad(
             running=_count(data["running"]), queued=_count(data["queued"]), draining=data["draining"] is True

@@ -81,8 +81,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         raise ServeError(Code.UNIMPLEMENTED, "Route is reserved and not served by this version")
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
-        self._authenticate(context)
-        models = models_of(self._fleet.snapshot())
+        client = self._authenticate(context)
+        models = models_of(self._fleet.snapshot(), client.tenant)
         return pb.ListModelsResponse(models=[fleet.encode_model(m) for m in models])
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:

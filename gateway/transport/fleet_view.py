@@ -6,11 +6,13 @@ from tidegate.routing.domain import Health, Snapshot, Variant
 from tidegate.wire.fleet import ModelInfo
 
 
-def models_of(snapshot: Snapshot) -> tuple[ModelInfo, ...]:
-    """All models of all nodes, by name; variants once each, aliases sorted."""
+def models_of(snapshot: Snapshot, tenant: str) -> tuple[ModelInfo, ...]:
+    """All models of the nodes that work for a tenant, by name; variants once each, aliases sorted."""
     variants: dict[str, dict[str, Variant]] = {}
     ready: dict[str, set[str]] = {}
     for node in snapshot.nodes:
+        if node.binding.tenants and tenant not in node.binding.tenants:
+            continue
         for variant in node.announcement.variants:
             variants.setdefault(variant.model, {})[variant.digest] = variant
             nodes = ready.setdefault(variant.model, set())

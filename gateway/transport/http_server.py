@@ -41,9 +41,10 @@ class DispatchBackend:
             async for event in events:
                 yield event
 
-    def models(self) -> Sequence[ModelCard]:
+    def models(self, tenant: str) -> Sequence[ModelCard]:
         cards = [ModelCard("auto")]
-        for model in models_of(self._fleet.snapshot()):
+        # As in generate(), the name of the caller's key.
+        for model in models_of(self._fleet.snapshot(), self._clients.client(tenant).tenant):
             context = max(v.context_tokens for v in model.variants)
             cards.append(ModelCard(model.name, model.aliases, context))
         return cards

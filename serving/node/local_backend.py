@@ -120,7 +120,7 @@ class LocalBackend:
             del self._streams[work.key]
             self._runtime.cancel(work.key)
 
-    def models(self) -> Sequence[ModelCard]:
+    def models(self, tenant: str) -> Sequence[ModelCard]:
         """One card per model name, first variant first."""
         cards: dict[str, ModelCard] = {}
         for variant in self._runtime.info.variants:

@@ -97,14 +97,14 @@ class _Front:
         return stream.response
 
     async def models(self, request: web.Request) -> web.StreamResponse:
-        self._caller(request)
-        cards = [self._card(card, card.name) for card in self._backend.models()]
+        tenant = self._caller(request).tenant
+        cards = [self._card(card, card.name) for card in self._backend.models(tenant)]
         return json_response({"object": "list", "data": cards})
 
     async def model(self, request: web.Request) -> web.StreamResponse:
-        self._caller(request)
+        tenant = self._caller(request).tenant
         name = request.match_info["name"]
-        card = _find(self._backend.models(), name)
+        card = _find(self._backend.models(tenant), name)
         if card is None:
             raise ServeError(Code.NOT_FOUND, f"The model {name!r} does not exist", param="model")
         return json_response(self._card(card, name))

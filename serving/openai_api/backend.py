@@ -32,7 +32,9 @@ class GenerateBackend(Protocol):
         """Streams Accepted, Chunks and one Finished; raises ServeError. Closing the iterator cancels."""
         ...
 
-    def models(self) -> Sequence[ModelCard]: ...
+    def models(self, tenant: str) -> Sequence[ModelCard]:
+        """What this tenant may ask for now."""
+        ...
 
 
 class Authenticator(Protocol):

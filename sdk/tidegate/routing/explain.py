@@ -8,6 +8,7 @@ from tidegate.routing.plan import Choice, Pick, Plan, Reason, Refusal
 _FILTER_WORDS = {
     "model": "without the model",
     "data_class": "outside the data class",
+    "tenant": "kept for other tenants",
     "placement": "outside the placement asked for",
     "context_length": "with too small a context",
     "capability": "without a capability needed",
@@ -20,6 +21,7 @@ _REFUSAL_WORDS = {
     Reason.NO_NODE: "no node has joined this gateway",
     Reason.MODEL_UNKNOWN: "no node serves this model",
     Reason.DATA_CLASS: "no node that this data class allows can take the request",
+    Reason.TENANT: "the nodes that could answer are kept for other tenants",
     Reason.NOT_PERMITTED: "no node in the placement asked for can take the request",
     Reason.CONTEXT_LENGTH: "prompt and max_tokens exceed the context of every node that serves this model",
     Reason.CAPABILITY: "no node has the capabilities this request needs",

@@ -1,7 +1,7 @@
 """Hard filters: where a request may go at all. Nothing here is a preference, and nothing is ever relaxed.
 
-What a request can never have (model, data class, placement, context, capability) is checked before what it
-may have later (link, health, draining, already tried), so the counts tell "not now" from "never".
+What a request can never have (model, data class, tenant, placement, context, capability) is checked before
+what it may have later (link, health, draining, already tried), so the counts tell "not now" from "never".
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Filter(StrEnum):
 
     MODEL = "model"
     DATA_CLASS = "data_class"
+    TENANT = "tenant"
     PLACEMENT = "placement"
     CONTEXT = "context_length"
     CAPABILITY = "capability"
@@ -110,6 +111,8 @@ def _node_fails(node: NodeState, query: RouteQuery) -> Filter | None:
     binding = node.binding
     if not in_class(node, query.class_rule):
         return Filter.DATA_CLASS
+    if binding.tenants and query.tenant not in binding.tenants:
+        return Filter.TENANT
     if query.placement is not Placement.ANY and binding.tier != query.placement.value:
         return Filter.PLACEMENT
     if not node.linked_here:

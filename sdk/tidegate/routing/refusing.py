@@ -15,6 +15,7 @@ RETRY_MIN_MS = 50.0
 _REASON = {
     Filter.MODEL: Reason.MODEL_UNKNOWN,
     Filter.DATA_CLASS: Reason.DATA_CLASS,
+    Filter.TENANT: Reason.TENANT,
     Filter.PLACEMENT: Reason.NOT_PERMITTED,
     Filter.CONTEXT: Reason.CONTEXT_LENGTH,
     Filter.CAPABILITY: Reason.CAPABILITY,
@@ -26,11 +27,20 @@ _REASON = {
 _CODE = {
     Filter.MODEL: Code.NOT_FOUND,
     Filter.DATA_CLASS: Code.FAILED_PRECONDITION,
+    Filter.TENANT: Code.FAILED_PRECONDITION,
     Filter.PLACEMENT: Code.FAILED_PRECONDITION,
     Filter.CONTEXT: Code.INVALID_ARGUMENT,
     Filter.CAPABILITY: Code.FAILED_PRECONDITION,
 }
-_LASTING = (Filter.CAPABILITY, Filter.CONTEXT, Filter.PLACEMENT, Filter.DATA_CLASS, Filter.MODEL)
+_LASTING = (
+    Filter.CAPABILITY,
+    Filter.CONTEXT,
+    Filter.PLACEMENT,
+    Filter.TENANT,
+    Filter.DATA_CLASS,
+    Filter.MODEL,
+)
+_RESTRICTING = (Filter.DATA_CLASS, Filter.TENANT, Filter.PLACEMENT)
 
 
 def no_candidate(query: RouteQuery, removed: Mapping[str, int]) -> Refusal:
@@ -43,7 +53,7 @@ def no_candidate(query: RouteQuery, removed: Mapping[str, int]) -> Refusal:
         return Refusal(Reason.NO_NODE, Code.UNAVAILABLE, query, {}, RETRY_UNHEALTHY_MS)
     passing = [f for f in PASSING if f in removed]
     if passing:
-        restricting = next((f for f in (Filter.DATA_CLASS, Filter.PLACEMENT) if f in removed), None)
+        restricting = next((f for f in _RESTRICTING if f in removed), None)
         named = restricting or max(passing, key=lambda f: removed[f])
         return Refusal(_REASON[named], Code.UNAVAILABLE, query, removed, RETRY_UNHEALTHY_MS)
     lasting = next(f for f in _LASTING if f in removed)

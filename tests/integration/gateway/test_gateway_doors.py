@@ -48,7 +48,7 @@ async def closed(tls: TlsFiles, tmp_path: Path) -> AsyncIterator[Rig]:
         "http": {**listen, "host": "0.0.0.0"},
         "link": {**listen, "heartbeat_s": 0.2, "lost_after_s": 1.0},
         "clients": keys(tmp_path),
-        "nodes": [{"join_token": {"file": tmp_path / "join"}, "tier": "cloud"}],
+        "nodes": [{"join_token": {"file": tmp_path / "join"}, "tier": "cloud", "tenants": ["app", "clinic"]}],
     }
     async with Rig(**settings) as rig:
         trust = TlsConfig.from_files(ca=tls.ca)
@@ -79,6 +79,17 @@ async def test_a_keys_data_class_is_a_floor(closed: Rig) -> None:
     with pytest.raises(ServeError) as caught:
         await closed.ask(question("r1", data_class="public"), key=KEYS["clinic"])
     assert caught.value.reason == "DATA_CLASS"
+
+
+async def test_a_node_kept_for_tenants_serves_and_shows_its_models_to_no_other(closed: Rig) -> None:
+    with pytest.raises(ServeError) as caught:
+        await closed.ask(question("r1"), key=KEYS["ops"])
+    assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "TENANT")
+    shown = {}
+    for name in ("app", "ops"):
+        metadata = (("authorization", f"Bearer {KEYS[name]}"),)
+        shown[name] = len((await closed.stub.ListModels(pb.ListModelsRequest(), metadata=metadata)).models)
+    assert shown == {"app": 1, "ops": 0}
 
 
 async def test_plain_text_and_strangers_certificates_get_nowhere(

@@ -24,7 +24,9 @@ from tidegate.routing.domain import (
 DIGEST = "d" * 64
 VARIANT = Variant("tide-1b", DIGEST, "Q4_0", 4096, 11.5, frozenset({"token_ids"}), ("tide",))
 EDGE = Binding(Tier.EDGE)
-CLOUD = Binding(Tier.CLOUD, region="eu", trust="high", cost_per_mtoken=2.0)
+CLOUD = Binding(
+    Tier.CLOUD, region="eu", trust="high", cost_per_mtoken=2.0, tenants=frozenset({"default", "shop"})
+)
 
 
 class Clock:

@@ -88,12 +88,13 @@ class NodeLoad:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What the operator asserts about a node."""
+    """What the operator asserts about a node. It works for `tenants` only; an empty set means for all."""
 
     tier: Tier
     region: str = ""
     trust: str = "standard"
     cost_per_mtoken: float = 0.0
+    tenants: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,3 +97,4 @@ class RouteQuery:
     excluded: frozenset[str] = frozenset()
     priority: int = 0
     elapsed_ms: float = field(default=0.0)
+    tenant: str = "default"

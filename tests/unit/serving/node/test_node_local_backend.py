@@ -113,7 +113,7 @@ async def test_an_unknown_model_is_not_found_and_the_error_names_what_is() -> No
 async def test_models_are_listed_with_their_aliases() -> None:
     async with Local() as local:
         backend: GenerateBackend = local.backend
-        (card,) = backend.models()
+        (card,) = backend.models("default")
         assert (card.name, card.aliases, card.context_tokens) == ("tide-1b", ("tide",), 4096)
 
 

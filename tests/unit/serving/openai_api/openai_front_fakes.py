@@ -87,7 +87,7 @@ class ScriptedBackend:
         finally:
             self.ended.set()
 
-    def models(self) -> Sequence[ModelCard]:
+    def models(self, tenant: str) -> Sequence[ModelCard]:
         return [
             ModelCard("smollm2", aliases=("small",), context_tokens=2048),
             ModelCard("org/big", owned_by="us"),

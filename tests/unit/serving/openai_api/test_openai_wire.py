@@ -64,7 +64,7 @@ class Flood:
         finally:
             self.ended.set()
 
-    def models(self) -> Sequence[ModelCard]:
+    def models(self, tenant: str) -> Sequence[ModelCard]:
         return []
 
 

@@ -57,10 +57,10 @@ async def test_phases(tmp_path: Path) -> None:
         node.backend.generate(REQUEST)
     assert (early.value.code, early.value.retry_after_ms) == (Code.UNAVAILABLE, 1000.0)
     with pytest.raises(ServeError):
-        node.backend.models()
+        node.backend.models("default")
     async with running(node):
         await until_ready(node)
-        assert node.backend.models() == (ModelCard("oracle", (), 2048),)
+        assert node.backend.models("default") == (ModelCard("oracle", (), 2048),)
         events = [event async for event in node.backend.generate(REQUEST)]
         assert isinstance(events[-1], Finished)
         assert events[-1].usage.completion_tokens == 3

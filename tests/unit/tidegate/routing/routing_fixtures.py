@@ -49,6 +49,7 @@ def node(
     cost: float | None = None,
     region: str = "site-a",
     trust: str = "own",
+    tenants: frozenset[str] = frozenset(),
     linked: bool = True,
     blocks: frozenset[bytes] = frozenset(),
 ) -> NodeState:
@@ -68,7 +69,7 @@ def node(
             hardware_class="cpu" if edge else "gpu",
             speeds=speeds or (EDGE_SPEEDS if edge else CLOUD_SPEEDS),
         ),
-        Binding(tier, region, trust, cost if cost is not None else (0.0 if edge else 0.6)),
+        Binding(tier, region, trust, cost if cost is not None else (0.0 if edge else 0.6), tenants),
         load or NodeLoad(),
         health,
         rtt_ms if rtt_ms is not None else (5.0 if edge else 60.0),
@@ -103,6 +104,7 @@ def query(
     needs: frozenset[str] = frozenset(),
     excluded: frozenset[str] = frozenset(),
     elapsed_ms: float = 0.0,
+    tenant: str = "default",
 ) -> RouteQuery:
     return RouteQuery(
         model,
@@ -119,6 +121,7 @@ def query(
         excluded,
         0,
         elapsed_ms,
+        tenant,
     )
 
 

@@ -31,6 +31,7 @@ def _names(snapshot: Snapshot, asked: object) -> list[str]:
         (Filter.DATA_CLASS, cloud("bad"), query(rule=RESTRICTED)),
         (Filter.DATA_CLASS, node("bad", trust="rented"), query(rule=RESTRICTED)),
         (Filter.DATA_CLASS, node("bad", region="far"), query(rule=ClassRule(regions=frozenset({"site-a"})))),
+        (Filter.TENANT, node("bad", tenants=frozenset({"shop", "bank"})), query(tenant="default")),
         (Filter.PLACEMENT, cloud("bad"), query(placement=Placement.EDGE)),
         (
             Filter.CONTEXT,
@@ -157,3 +158,9 @@ def test_positive_control_without_a_class_the_cloud_is_planned() -> None:
     decision = policy_named("tidegate").route(fleet(cloud()), query(), FirstPrinciples(), always(0.0))
     assert isinstance(decision, Plan)
     assert not in_class(decision.first.node, RESTRICTED)
+
+
+def test_a_node_kept_for_tenants_works_for_them_and_an_open_one_for_all() -> None:
+    snapshot = fleet(node("open"), node("kept", tenants=frozenset({"shop"})))
+    assert _names(snapshot, query(tenant="shop")) == ["open", "kept"]
+    assert _names(snapshot, query(tenant="other")) == ["open"]

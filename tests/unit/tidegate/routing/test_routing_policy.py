@@ -29,6 +29,7 @@ from tidegate.routing.policy import route
 from tidegate.routing.refusing import RETRY_UNHEALTHY_MS
 
 MODEL = FirstPrinciples()
+SHOP = frozenset({"shop"})
 BUSY = NodeLoad(running=4, queued=6, pending_prefill_tokens=1500, pending_decode_tokens=900)
 
 
@@ -198,6 +199,14 @@ def test_replicas_with_the_same_stale_view_do_not_all_run_to_one_node() -> None:
             (node(health=Health.SUSPECT), cloud()),
             query(rule=RESTRICTED),
             Reason.DATA_CLASS,
+            Code.UNAVAILABLE,
+            True,
+        ),
+        ((node(tenants=SHOP),), query(), Reason.TENANT, Code.FAILED_PRECONDITION, False),
+        (
+            (node(tenants=SHOP), node("b", health=Health.SUSPECT)),
+            query(),
+            Reason.TENANT,
             Code.UNAVAILABLE,
             True,
         ),
