@@ -28,6 +28,8 @@ def bundled_model() -> Path:
 
 
 def default_models_dir() -> Path:
-    """Where prepared models lie unless told otherwise: XDG_CACHE_HOME or ~/.cache, under tidegate/models."""
+    """Where prepared models lie: TIDEGATE_CACHE/models, else in XDG_CACHE_HOME or ~/.cache, tidegate/models."""
+    if named := os.environ.get("TIDEGATE_CACHE", ""):
+        return Path(named) / "models"
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if cache else Path.home() / ".cache") / "tidegate" / "models"

@@ -157,3 +157,21 @@ def test_a_crash_of_the_quantizing_child_is_a_clear_error(
     with pytest.raises(EngineUnavailable, match=r"crashed \(signal 11"):
         prepare(bundled_model(), ["Q4_0"], tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"TIDEGATE_CACHE": "/disk/tide", "XDG_CACHE_HOME": "/xdg"}, "/disk/tide/models"),
+        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/tidegate/models"),
+        ({"HOME": "/home/someone"}, "/home/someone/.cache/tidegate/models"),
+    ],
+)
+def test_models_lie_beside_what_the_set_up_caches(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], expected: str
+) -> None:
+    for name in ("TIDEGATE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert str(default_models_dir()) == expected
