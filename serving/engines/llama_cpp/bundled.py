@@ -28,7 +28,7 @@ def bundled_model() -> Path:
 
 
 def default_models_dir() -> Path:
-    """Where prepared models lie: TIDEGATE_CACHE/models, else in XDG_CACHE_HOME or ~/.cache, tidegate/models."""
+    """Where prepared models lie: in TIDEGATE_CACHE, else in tidegate/ under XDG_CACHE_HOME or ~/.cache."""
     if named := os.environ.get("TIDEGATE_CACHE", ""):
         return Path(named) / "models"
     cache = os.environ.get("XDG_CACHE_HOME", "")
