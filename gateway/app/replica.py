@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 DECAY_INTERVAL_S = 5.0
 # By then drain_s is over; what is left are answers on their way out.
 HTTP_SHUTDOWN_S = 1.0
-# Messages are short-lived and free of cycles. Walking two thousand young objects takes a few ms, the old ones
-# with a thousand nodes among them a tenth of a second, in which every stream stands still.
-GC_THRESHOLDS = (2_000, 50, 1_000)
+# Messages are short-lived and almost free of cycles. Walking two thousand young objects takes a few ms, the
+# old ones with a thousand nodes among them a tenth of a second, in which every stream stands still.
+GC_THRESHOLDS = (2_000, 50, 100)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
 
-# Long enough for a work to be out of the process, and too short for an answer to be back.
+# Long enough for a work to be out of the process. An idle event loop makes a whole millisecond of it.
 SENDING_S = 0.0005
 
 
@@ -155,6 +155,7 @@ class Dispatcher:
             run.row.attempts += 1
             attempt = self._attempt(run, choice)
             attempt.open()
+            self._note_route(run, choice, decision_ms)
             try:
                 opened = run.request.early_accept
                 if not opened:
@@ -253,7 +254,6 @@ class Dispatcher:
         self, run: RequestRun, plan: Plan, decision_ms: float, told: ServeError | None
     ) -> Accepted | Restarted:
         """`told` is how the earlier attempt ended that the client knows of, if it knows of one."""
-        self._note_route(run, plan.first, decision_ms)
         route = plan.first.route(explain.why(plan))
         if told is not None:
             return Restarted(attempt_no=run.row.attempts, cause=told.reason, route=route)

@@ -81,6 +81,8 @@ class Guard(grpc.aio.ServerInterceptor):
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if isinstance(error, ServeError):
+            # Its frames hold it and the whole request: a cycle that would stay until a full collection.
+            error.__traceback__ = None
             await abort(context, error)
         if isinstance(error, grpc.aio.InternalError):
             log.info("rpc ended by its client", extra={"method": method})

@@ -55,6 +55,8 @@ async def _shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ServeError as error:
+        # Its frames hold it and the whole request: a cycle that would stay until a full collection.
+        error.__traceback__ = None
         return serve_error_response(error)
     except HttpError as error:
         return error.response()

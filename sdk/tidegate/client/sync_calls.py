@@ -86,6 +86,7 @@ class SyncCore:
         with self._lock:
             self.closing.set()
             channels, self._channels = self._channels, {}
+            self._stubs.clear()
         for channel in channels.values():
             channel.close()
 

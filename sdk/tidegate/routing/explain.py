@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tidegate.routing.domain import Budget, Candidate, Explanation, ServeError
+from tidegate.routing.filters import Filter
 from tidegate.routing.plan import Choice, Pick, Plan, Reason, Refusal
 
 _FILTER_WORDS = {
@@ -21,8 +22,7 @@ _REFUSAL_WORDS = {
     Reason.NO_NODE: "no node has joined this gateway",
     Reason.MODEL_UNKNOWN: "no node serves this model",
     Reason.DATA_CLASS: "no node that this data class allows can take the request",
-    Reason.TENANT: "the nodes that could answer are kept for other tenants",
-    Reason.NOT_PERMITTED: "no node in the placement asked for can take the request",
+    Reason.NOT_PERMITTED: "no node that this request may use can take it",
     Reason.CONTEXT_LENGTH: "prompt and max_tokens exceed the context of every node that serves this model",
     Reason.CAPABILITY: "no node has the capabilities this request needs",
     Reason.NOT_LINKED: "the nodes that could answer are linked to other gateways",
@@ -70,7 +70,7 @@ def refusal_explanation(refusal: Refusal, decision_ms: float = 0.0) -> Explanati
 def refusal_message(refusal: Refusal) -> str:
     """One sentence for people; names what would have worked where that is known."""
     text = _REFUSAL_WORDS[refusal.reason]
-    if refusal.removed:
+    if _telling(refusal):
         text += " (" + _removed(refusal) + ")"
     if refusal.reason is Reason.BUDGET_UNMEETABLE and refusal.meetable and refusal.best_ttft_ms is not None:
         share = f"{100 * refusal.query.target_share:.0f} %"
@@ -84,7 +84,7 @@ def refusal_message(refusal: Refusal) -> str:
 
 def refusal_error(refusal: Refusal) -> ServeError:
     """The refusal as the error of the front doors."""
-    details = {f"filtered_{name}": str(count) for name, count in refusal.removed.items()}
+    details = {f"filtered_{name}": str(count) for name, count in _telling(refusal).items()}
     if refusal.best_ttft_ms is not None:
         details["best_predicted_ttft_ms"] = f"{refusal.best_ttft_ms:.1f}"
     if refusal.best_total_ms is not None:
@@ -139,8 +139,14 @@ def _scores(choice: Choice, plan: Plan) -> str:
     return ", ".join(parts)
 
 
+def _telling(refusal: Refusal) -> dict[str, int]:
+    """What clients may know of who fell where: nothing of nodes that are kept for others."""
+    return {name: count for name, count in refusal.removed.items() if name != Filter.TENANT}
+
+
 def _removed(refusal: Refusal) -> str:
-    return ", ".join(f"{count} {_FILTER_WORDS.get(name, name)}" for name, count in refusal.removed.items())
+    removed = _telling(refusal)
+    return ", ".join(f"{count} {_FILTER_WORDS.get(name, name)}" for name, count in removed.items())
 
 
 def _limits(budget: Budget) -> str:

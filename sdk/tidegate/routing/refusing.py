@@ -15,7 +15,7 @@ RETRY_MIN_MS = 50.0
 _REASON = {
     Filter.MODEL: Reason.MODEL_UNKNOWN,
     Filter.DATA_CLASS: Reason.DATA_CLASS,
-    Filter.TENANT: Reason.TENANT,
+    Filter.TENANT: Reason.NOT_PERMITTED,
     Filter.PLACEMENT: Reason.NOT_PERMITTED,
     Filter.CONTEXT: Reason.CONTEXT_LENGTH,
     Filter.CAPABILITY: Reason.CAPABILITY,
@@ -40,7 +40,8 @@ _LASTING = (
     Filter.DATA_CLASS,
     Filter.MODEL,
 )
-_RESTRICTING = (Filter.DATA_CLASS, Filter.TENANT, Filter.PLACEMENT)
+# Not TENANT: it says nothing of the request, and other tenants' nodes are none of the client's business.
+_RESTRICTING = (Filter.DATA_CLASS, Filter.PLACEMENT)
 
 
 def no_candidate(query: RouteQuery, removed: Mapping[str, int]) -> Refusal:

@@ -30,6 +30,6 @@ def bundled_model() -> Path:
 def default_models_dir() -> Path:
     """Where prepared models lie: in TIDEGATE_CACHE, else in tidegate/ under XDG_CACHE_HOME or ~/.cache."""
     if named := os.environ.get("TIDEGATE_CACHE", ""):
-        return Path(named) / "models"
+        return Path(named).expanduser().absolute() / "models"
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if cache else Path.home() / ".cache") / "tidegate" / "models"

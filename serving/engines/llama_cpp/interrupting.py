@@ -37,7 +37,7 @@ class StepInterrupter:
         """Around the computing of one step; no interrupt outlives it."""
         with self._lock:
             self._in_step = frozenset(sids)
-            if self._in_step <= self._unwanted:
+            if self._in_step and self._in_step <= self._unwanted:
                 self._interrupt()
         try:
             yield

@@ -21,7 +21,7 @@ from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
 from serving.engines.llama_cpp.prefix import PrefixCache
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
 from serving.engines.llama_cpp.sampling import SamplerChain, SamplingDefaults
-from serving.engines.llama_cpp.sequence import Prepared, Running
+from serving.engines.llama_cpp.sequence import Prepared, Running, computed_for
 from serving.engines.llama_cpp.text import TextAssembler
 from serving.engines.queue import Waiting, WaitQueue
 from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
@@ -226,8 +226,8 @@ class DecodeLoop:
 
     def _step(self) -> list[Emission]:
         waiting = self._waiting()
-        decoding = sum(s.decoding for s in self._active)
-        allowance = self._planner.allowance(decoding, waiting, self._now_ms())
+        answering_ms = [s.admitted_ms for s in self._active if s.decoding]
+        allowance = self._planner.allowance(answering_ms, waiting, self._now_ms())
         began = self._clock()
         filled, wanted, prefilled = fill_batch(self._context, self._active, allowance)
         if not self._compute(filled, wanted, allowance):
@@ -242,7 +242,7 @@ class DecodeLoop:
     def _compute(self, filled: int, wanted: list[tuple[Running, int]], allowance: dict[int, int]) -> bool:
         """False when the step was interrupted; all its sequences are then as they were before."""
         parts = {running.sid: 1 for running, _ in wanted} | allowance
-        with self._interrupter.step(parts):
+        with self._interrupter.step(computed_for(parts, self._active)):
             done = self._context.decode(filled)
         if not done:
             for running in self._active:

@@ -173,12 +173,10 @@ class Context:
         """
         self._batch.n_tokens = count
         result = C.llama_decode(self.handle, self._batch)
-        if result == _ABORTED:
-            return False
-        if result != 0:
+        if result not in (0, _ABORTED):
             raise NativeError(f"llama_decode failed with {result} at {count} tokens")
         C.llama_synchronize(self.handle)
-        return True
+        return bool(result == 0)
 
     def interrupt(self) -> None:
         """Ends the running decode() early, and every later one until resume()."""

@@ -1,9 +1,10 @@
 """How many prompt tokens one step computes, and whose. Pure.
 
 While sequences are answering, prompt tokens may make a step only so much longer that no answer stalls: up to
-`_GUARD` times the step without them. When more sequences wait for their first token than are answering, time
-is worth more to those who wait, and the guard widens in that proportion; so it does for a first token that
-would come too late for its deadline. `guard_ms` bounds it whatever the reason.
+`_GUARD` times the step without them. Those who came together with the ones that wait are no reason to hold
+back: nobody's answer was running yet. When more sequences wait for their first token than were answering
+before, time is worth more to those who wait, and the guard widens in that proportion; so it does for a first
+token that would come too late for its deadline. `guard_ms` bounds it whatever the reason.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from dataclasses import dataclass
 
 from serving.engines.llama_cpp.meter import SpeedMeter
 
-_GUARD = 2.1
+_GUARD = 2.6
 _MAX_STEP_MS = 500.0
 _MIN_UNGUARDED_TOKENS = 64
 _LEARN = 0.25
-_SMALL_CHUNK = 24
+# Few tokens at a time run at half the speed of whole chunks.
+_SLOW_TOKENS = 32
+_TOGETHER_MS = 250.0
+# Answers get slower as they grow. What prompts cost beside them is known only against a step without any, so
+# there is one now and then, however many prompts wait.
+_MIXED_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +46,26 @@ class PrefillPlanner:
         self._chunk_tokens = chunk_tokens
         self._batch_tokens = batch_tokens
         self._guard_ms = guard_ms
-        # By power of two of the chunk: measured over expected cost.
-        self._cost_ratio: dict[int, float] = {}
+        # llama.cpp computes prompt tokens apart from the answers', which costs a second pass over all weights
+        # and the building of a second graph, however few they are. Below zero where prompts are cheaper than
+        # expected.
+        self._second_pass_ms = meter.expected_step_ms(1)
+        self._mixed_steps = 0
 
-    def allowance(self, decoding: int, waiting: Sequence[Pending], now_ms: float) -> dict[int, int]:
-        """Prompt tokens for this step by sequence number.
+    def allowance(
+        self, answering_ms: Sequence[float], waiting: Sequence[Pending], now_ms: float
+    ) -> dict[int, int]:
+        """Prompt tokens for this step by sequence number. `answering_ms`: when the answering were admitted.
 
         By priority; then first come first served, but a short prompt passes a long one that has not waited
         for longer than its own computing takes.
         """
         if not waiting:
             return {}
+        if answering_ms and self._mixed_steps >= _MIXED_STEPS:
+            return {}
         token_ms = 1000.0 / self._meter.prefill_tokens_per_s
-        room = min(self._tokens(decoding, waiting, now_ms), self._batch_tokens - decoding)
+        room = min(self._tokens(answering_ms, waiting, now_ms), self._batch_tokens - len(answering_ms))
         allowance: dict[int, int] = {}
         for one in sorted(waiting, key=lambda p: (-p.priority, p.admitted_ms + p.left * token_ms, p.sid)):
             part = min(room, one.left)
@@ -66,21 +79,27 @@ class PrefillPlanner:
         """One real step."""
         self._meter.observe(decoded=decoded, prefilled=prefilled, step_ms=step_ms)
         if decoded == 0 or prefilled == 0:
+            self._mixed_steps = 0
             return
-        extra_ms = max(step_ms - self._meter.expected_step_ms(decoded), 0.01)
-        bucket = prefilled.bit_length()
-        ratio = min(max(extra_ms / self._expected_ms(prefilled), 0.1), 10.0)
-        known = self._cost_ratio.get(bucket)
-        self._cost_ratio[bucket] = ratio if known is None else known + _LEARN * (ratio - known)
+        self._mixed_steps += 1
+        extra_ms = step_ms - self._meter.expected_step_ms(decoded)
+        token_ms = 1000.0 / self._meter.prefill_tokens_per_s
+        fixed_ms = extra_ms - token_ms * (prefilled + min(prefilled, _SLOW_TOKENS))
+        self._second_pass_ms += _LEARN * (fixed_ms - self._second_pass_ms)
 
-    def _tokens(self, decoding: int, waiting: Sequence[Pending], now_ms: float) -> int:
-        if decoding == 0:
+    def _tokens(self, answering_ms: Sequence[float], waiting: Sequence[Pending], now_ms: float) -> int:
+        if not answering_ms:
             timely = int(self._meter.prefill_tokens_per_s * _MAX_STEP_MS / 1000.0)
             return min(max(_MIN_UNGUARDED_TOKENS, timely), self._chunk_tokens)
-        base_ms = self._meter.expected_step_ms(decoding)
-        extra_ms = base_ms * (_GUARD - 1.0) * max(1.0, len(waiting) / decoding)
+        base_ms = self._meter.expected_step_ms(len(answering_ms))
+        room_ms = max(self._guard_ms - base_ms, 0.0)
+        first_ms = min(one.admitted_ms for one in waiting)
+        elders = sum(at + _TOGETHER_MS < first_ms for at in answering_ms)
+        if not elders:
+            return self._fitting(room_ms)
+        extra_ms = base_ms * (_GUARD - 1.0) * max(1.0, len(waiting) / elders)
         extra_ms = max(extra_ms, *(self._needed_ms(one, base_ms, now_ms) for one in waiting))
-        return self._fitting(min(extra_ms, max(self._guard_ms - base_ms, 0.0)))
+        return self._fitting(min(extra_ms, room_ms))
 
     def _needed_ms(self, one: Pending, base_ms: float, now_ms: float) -> float:
         """The time per step for prompts that lets this one's first token come in time; 0 when none can."""
@@ -91,28 +110,6 @@ class PrefillPlanner:
 
     def _fitting(self, extra_ms: float) -> int:
         """The most tokens that are expected to take `extra_ms`; at least one, so that all get on."""
-        tokens = 1
-        while tokens < self._chunk_tokens:
-            step = max(1, tokens // 8)
-            if self._cost_ms(tokens + step) > extra_ms:
-                break
-            tokens += step
-        return min(tokens, self._chunk_tokens)
-
-    def _cost_ms(self, tokens: int) -> float:
-        return self._expected_ms(tokens) * self._ratio(tokens.bit_length())
-
-    def _ratio(self, bucket: int) -> float:
-        """As measured for the nearest size: one never tried must not look dearer than its like."""
-        if not self._cost_ratio:
-            return 1.0
-        known = self._cost_ratio.get(bucket)
-        if known is None:
-            known = self._cost_ratio[min(self._cost_ratio, key=lambda other: (abs(other - bucket), other))]
-        return known
-
-    def _expected_ms(self, tokens: int) -> float:
-        """A chunk reads all weights once more and runs, as long as it is small, at half the speed."""
-        token_ms = 1000.0 / self._meter.prefill_tokens_per_s
-        slow = min(tokens, _SMALL_CHUNK)
-        return 0.5 * self._meter.expected_step_ms(1) + token_ms * (slow + tokens)
+        at_full_speed = (extra_ms - self._second_pass_ms) / 1000.0 * self._meter.prefill_tokens_per_s
+        tokens = max(at_full_speed / 2.0, at_full_speed - _SLOW_TOKENS)
+        return min(max(int(tokens), 1), self._chunk_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,3 +113,10 @@ class Running:
 
     def finish(self, result: FinishReason | Failure) -> Finish:
         return Finish(result, Usage(self.prompt_tokens, self.index, self.cached))
+
+
+def computed_for(sids: Collection[int], active: Sequence[Running]) -> set[int]:
+    """Whom a step with these sequences computes for: also those that wait for what one of them computes."""
+    leading = {running.slot.index for running in active if running.sid in sids}
+    leaders = ((running.sid, running.lease.leader) for running in active)
+    return {*sids, *(sid for sid, leader in leaders if leader is not None and leader.index in leading)}

@@ -84,7 +84,8 @@ async def test_a_keys_data_class_is_a_floor(closed: Rig) -> None:
 async def test_a_node_kept_for_tenants_serves_and_shows_its_models_to_no_other(closed: Rig) -> None:
     with pytest.raises(ServeError) as caught:
         await closed.ask(question("r1"), key=KEYS["ops"])
-    assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "TENANT")
+    assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "NOT_PERMITTED")
+    assert "tenant" not in str(caught.value.details)
     shown = {}
     for name in ("app", "ops"):
         metadata = (("authorization", f"Bearer {KEYS[name]}"),)

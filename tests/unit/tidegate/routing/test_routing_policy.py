@@ -202,11 +202,11 @@ def test_replicas_with_the_same_stale_view_do_not_all_run_to_one_node() -> None:
             Code.UNAVAILABLE,
             True,
         ),
-        ((node(tenants=SHOP),), query(), Reason.TENANT, Code.FAILED_PRECONDITION, False),
+        ((node(tenants=SHOP),), query(), Reason.NOT_PERMITTED, Code.FAILED_PRECONDITION, False),
         (
             (node(tenants=SHOP), node("b", health=Health.SUSPECT)),
             query(),
-            Reason.TENANT,
+            Reason.ALL_UNHEALTHY,
             Code.UNAVAILABLE,
             True,
         ),

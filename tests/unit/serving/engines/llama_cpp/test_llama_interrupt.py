@@ -6,11 +6,15 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from llama_driver import Driver
 
 from serving.engines.llama_cpp.interrupting import StepInterrupter
+from serving.engines.llama_cpp.prefix import Lease, Slot
+from serving.engines.llama_cpp.sequence import computed_for
 
 CHILD = Path(__file__).with_name("llama_interrupt_child.py")
 
@@ -87,3 +91,20 @@ async def test_a_cancelled_prompt_does_not_compute_to_the_end_of_its_step(shared
         await shared.finish(again)
         assert not shared.outputs.get(cut)
         assert shared.first(again).cached_tokens == 0
+
+
+def running(sid: int, slot: int, leader: int | None = None) -> Any:
+    lease = Lease(Slot(slot), 0, None if leader is None else Slot(leader))
+    return SimpleNamespace(sid=sid, slot=lease.slot, lease=lease)
+
+
+def test_a_step_is_also_for_those_who_wait_for_what_it_computes() -> None:
+    active = [running(1, 0), running(2, 1, leader=0), running(3, 2, leader=5), running(4, 5)]
+    assert computed_for({1}, active) == {1, 2}
+    assert computed_for({1, 4}, active) == {1, 2, 3, 4}
+    told = Told()
+    with told.interrupter.step(computed_for({1}, active)):
+        told.interrupter.cancelled(1)
+        assert not told.interrupted
+        told.interrupter.cancelled(2)
+        assert told.interrupted
