@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench_engine import decode_rows
+from benchmarks.common import CannotMeasure
+from benchmarks.engine import tools
+from benchmarks.engine.drivers import LlamaServer
+from benchmarks.engine.scenarios import PROMPT_TOKENS, Disturbed, Pairs, Streams, disturbed_round, prompt
+from benchmarks.engine.timeline import Timeline, decode_rate, mean_ttft_ms, whole_rate
+from serving.engines.llama_cpp.settings import LlamaCppSettings
+
+# Speaks just as much HTTP as the driver: /health, /tokenize, and one event per token.
+STUB = """#!{python}
+import http.server, json, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *a): pass
+    def answer(self, body):
+        self.send_response(200); self.end_headers(); self.wfile.write(body)
+    def do_GET(self): self.answer(b"{{}}")
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            return self.answer(json.dumps({{"tokens": asked["content"].split()}}).encode())
+        events = [{{"content": "x", "stop": False}}] * asked["n_predict"] + [{{"content": "", "stop": True}}]
+        if asked["prompt"] == "none": events = events[-1:]
+        lines = (json.dumps(e, separators=(",", ":")).encode() for e in events)
+        self.answer(b"".join(b"data: " + e + b"\\n\\n" for e in lines))
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def line(asked_s: float, *tokens_s: float) -> Timeline:
+    return Timeline(asked_s, list(tokens_s))
+
+
+def test_rates_count_only_what_lies_inside() -> None:
+    lines = [line(0.0, 1.0, 2.0, 3.0, 4.0), line(0.0, 2.0, 3.0, 4.0, 5.0)]
+    # From 2 s, when both answer, to 4 s, when the first has ended: two tokens each.
+    assert decode_rate(lines) == 2.0
+    assert whole_rate(lines) == 8 / 5.0
+    assert mean_ttft_ms(lines) == 1500.0
+    assert decode_rate([line(0.0, 1.0), line(0.0, 2.0)]) == 0.0
+
+
+def test_gaps_are_those_that_end_in_the_window() -> None:
+    assert line(0.0, 1.0, 1.5, 3.0, 3.25).gaps_ms(1.4, 3.0) == [500.0, 1500.0]
+
+
+def test_the_ratio_is_the_median_of_pairs_not_the_ratio_of_medians() -> None:
+    pairs = Pairs([1.0, 10.0, 3.0], [1.0, 5.0, 30.0])
+    assert pairs.ratio() == 1.0
+    low, high = pairs.interval(random.Random(1))
+    assert low <= 1.0 <= high
+
+
+def test_bars_bite() -> None:
+    def figures(ratio: float) -> dict[int, Streams]:
+        return {1: Streams(Pairs([ratio] * 3, [1.0] * 3), Pairs([1.0], [1.0]), Pairs([1.0], [1.0]))}
+
+    for ratio, held in ((0.9, (False, False)), (0.97, (True, False)), (1.01, (True, True))):
+        judged = [r.holds for r in decode_rows("m", figures(ratio), random.Random(1)) if r.bar]
+        assert tuple(judged) == held
+
+
+def test_a_stall_shows_in_the_ratio() -> None:
+    assert Disturbed(calm_ms=[10.0] * 100, beside_ms=[10.0] * 90 + [100.0] * 10).ratio() == 10.0
+
+
+def test_the_source_is_the_locked_one() -> None:
+    requirement = tools._locked_requirement()
+    assert requirement.startswith("llama-cpp-python==")
+    assert "--hash=sha256:" in requirement
+
+
+def test_built_tools_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_CACHE", str(tmp_path))
+    version = tools._locked_requirement().split("==")[1].split()[0]
+    programs = tmp_path / "llama-tools" / f"llama-cpp-python-{version}" / "build" / "bin"
+    programs.mkdir(parents=True)
+    for name in tools.TARGETS:
+        (programs / name).touch()
+    assert tools.llama_tools() == programs
+
+
+def settings(tmp_path: Path) -> LlamaCppSettings:
+    return LlamaCppSettings(model_path=tmp_path / "m.gguf", model="m")
+
+
+async def test_the_server_driver_times_each_token(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(STUB.format(python=sys.executable))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    server = LlamaServer(program, settings(tmp_path), tmp_path / "log")
+    try:
+        await server.start()
+        assert await server.tokens_of("a b c") == 3
+        answers = await asyncio.gather(*(server.answer("p", n) for n in (1, 5)))
+        assert [len(a.tokens_s) for a in answers] == [1, 5]
+        assert all(a.ttft_ms > 0 for a in answers)
+        with pytest.raises(CannotMeasure):
+            await server.answer("none", 3)
+        figures = Disturbed()
+        await disturbed_round(server, random.Random(1), 2, PROMPT_TOKENS, 20, figures)
+        assert len(figures.long_ttft_ms) == 1
+    finally:
+        await server.stop()
+
+
+async def test_a_server_that_ends_at_once_is_one_clear_line(tmp_path: Path) -> None:
+    server = LlamaServer(Path("/bin/false"), settings(tmp_path), tmp_path / "log")
+    with pytest.raises(CannotMeasure, match="did not start"):
+        await server.start()
+    await server.stop()
+
+
+def test_prompts_have_their_tokens_and_differ() -> None:
+    rng = random.Random(1)
+    first, second = prompt(rng, 128), prompt(rng, 128)
+    assert len(first.split()) == 128
+    assert first != second
