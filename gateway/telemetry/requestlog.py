@@ -1,4 +1,4 @@
-"""One structured line per request, and one audit line per refusal for a data class. Never prompt text."""
+"""One structured line per request, and one audit line per decision on limited data. Never prompt text."""
 
 from __future__ import annotations
 
