@@ -12,6 +12,7 @@ from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_mode
 from serving.engines.llama_cpp.engine import LlamaCppEngine
 from serving.engines.llama_cpp.prepare import prepare
 from serving.engines.llama_cpp.settings import LlamaCppSettings
+from tidegate.routing.domain import Speeds
 
 
 @cache
@@ -25,4 +26,7 @@ class TestLlamaCppEngine(EngineContract):
         settings = LlamaCppSettings(
             model_path=model_path(), model=MODEL, slots=2, queue_limit=3, context_tokens=1024
         )
-        return LlamaCppEngine(settings)
+        engine = LlamaCppEngine(settings)
+        # As after a restart: each start of a test would measure the same machine again.
+        engine._speeds = Speeds(500.0, ((1, 60.0), (2, 40.0)))
+        return engine
