@@ -21,7 +21,10 @@ _HEALTHS_BACK: Mapping[int, Health] = {v: k for k, v in HEALTHS.items()}
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """One node as a gateway knows it. `rtt_ms` is smoothed, `silent_ms` the time since it was heard from."""
+    """One node as a gateway knows it. `rtt_ms` is smoothed, `silent_ms` the time since it was heard from.
+
+    `queued` counts what waits there and what was sent since the node's last heartbeat.
+    """
 
     node_id: str
     name: str
@@ -70,7 +73,7 @@ def node_info(state: NodeState, *, silent_ms: float = 0.0) -> NodeInfo:
         variants=announcement.variants,
         slots=announcement.slots,
         running=state.load.running,
-        queued=state.load.queued,
+        queued=state.load.queued + state.in_flight.requests,
         rtt_ms=state.rtt_ms,
         speeds=state.speeds,
         hardware_class=announcement.hardware_class,

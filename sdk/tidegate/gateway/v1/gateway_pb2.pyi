@@ -687,6 +687,7 @@ class Node(google.protobuf.message.Message):
     slots: builtins.int
     running: builtins.int
     queued: builtins.int
+    """Waiting there, or sent since its last heartbeat."""
     rtt_ms: builtins.float
     """Smoothed round trip between gateway and node."""
     hardware_class: builtins.str
