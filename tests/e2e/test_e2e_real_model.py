@@ -143,14 +143,13 @@ async def test_special_tokens_in_user_text_are_not_parsed(client: tidegate.Clien
 
 
 async def test_stop_strings_end_the_answer_and_are_not_part_of_it(client: tidegate.Client) -> None:
+    """The stop is in any answer: the second one may come from another variant, and say something else."""
     full = await client.complete("Count from one to ten.", max_tokens=40, temperature=0.0)
-    words = full.text.split()
-    assert len(words) > 4
-    stop = words[3]
-    cut = await client.complete("Count from one to ten.", max_tokens=40, temperature=0.0, stop=stop)
-    assert stop not in cut.text
+    assert full.text.strip().count(" ") > 2
+    cut = await client.complete("Count from one to ten.", max_tokens=40, temperature=0.0, stop=" ")
+    assert " " not in cut.text
     assert cut.finish_reason is tidegate.FinishReason.STOP
-    assert full.text.startswith(cut.text)
+    assert cut.usage.completion_tokens < 10
 
 
 async def test_emoji_never_arrive_in_halves(client: tidegate.Client) -> None:
