@@ -101,7 +101,12 @@ async def test_second_turn_of_a_session_is_warm(client: tidegate.Client) -> None
 async def test_greedy_answers_repeat_and_seeds_do_too(client: tidegate.Client) -> None:
     async def on_one_node(**options: Any) -> str:
         answer = await client.complete(
-            "Tell me a short story about a boat.", max_tokens=16, session_id="one-node", **options
+            "Tell me a short story about a boat.",
+            max_tokens=16,
+            session_id="one-node",
+            # Should it move to another node after all, then to one with the same variant.
+            placement=tidegate.Placement.EDGE,
+            **options,
         )
         return answer.text
 
