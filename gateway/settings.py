@@ -76,7 +76,6 @@ class NodeRule(Section):
     cost_per_mtoken: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="Price of a million tokens there"
     )
-
     tenants: tuple[str, ...] = Field(default=(), description="Tenants these nodes work for; empty: all")
 
     @model_validator(mode="after")

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.common import CannotMeasure
-from benchmarks.engine.tools import cache_dir
-from serving.engines.llama_cpp.bundled import bundled_model
+from serving.engines.llama_cpp.bundled import bundled_model, cache_dir
 
 _LOCK_FILE = Path(__file__).resolve().parents[2] / "requirements" / "bench.txt"
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.common import CannotMeasure
+from serving.engines.llama_cpp.bundled import cache_dir
 
 TARGETS = ("llama-server", "llama-bench", "llama-batched-bench")
 _LOCK_FILE = Path(__file__).resolve().parents[2] / "requirements" / "runtime.txt"
@@ -31,11 +32,6 @@ _OPTIONS = (
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF",
 )
-
-
-def cache_dir() -> Path:
-    named = os.environ.get("TIDEGATE_CACHE", "")
-    return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "tidegate"
 
 
 def llama_tools() -> Path:

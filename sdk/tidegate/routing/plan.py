@@ -54,6 +54,11 @@ class Choice(NamedTuple):
         )
 
 
+def good_enough(p_good_of: Callable[[], float], query: RouteQuery) -> bool:
+    """Any answer is, where no quality was asked for; the prompt is then not judged at all."""
+    return query.min_p_good <= 0.0 or p_good_of() >= query.min_p_good
+
+
 class Pick(StrEnum):
     """Why the first candidate is first."""
 

@@ -18,7 +18,7 @@ from typing import Protocol
 from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
 from tidegate.routing.filters import apply_filters
 from tidegate.routing.latency import LatencyModel
-from tidegate.routing.plan import MAX_CANDIDATES, Choice, Pick, Plan, Refusal
+from tidegate.routing.plan import MAX_CANDIDATES, Choice, Pick, Plan, Refusal, good_enough
 from tidegate.routing.quality import QualityModel, RankedQuality
 from tidegate.routing.refusing import no_candidate, unmeetable
 
@@ -120,7 +120,7 @@ def score(
                 prediction,
                 p_meet,
                 p_good,
-                (not limited or p_meet >= target) and _good_enough(p_good, query),
+                (not limited or p_meet >= target) and good_enough(p_good, query),
                 node.binding.cost_per_mtoken,
             )
         )
@@ -135,11 +135,6 @@ def _p_good(judge_of: Callable[[], QualityModel], variant: Variant, analysis: An
     return judge_of().p_good(variant, analysis.difficulty)
 
 
-def _good_enough(p_good: Callable[[], float], query: RouteQuery) -> bool:
-    """Any answer is, where no quality was asked for; the prompt is then not judged at all."""
-    return query.min_p_good <= 0.0 or p_good() >= query.min_p_good
-
-
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
     lowest = min(c.cost_per_mtoken for c in qualified)
     cheapest = [c for c in qualified if c.cost_per_mtoken == lowest]
@@ -150,7 +145,7 @@ def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random)
 
 def _pick_at_risk(choices: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
     """Quality is kept before speed: an answer that is late is worth more than one that is wrong."""
-    group = [c for c in choices if _good_enough(c.p_good_of, query)]
+    group = [c for c in choices if good_enough(c.p_good_of, query)]
     pick = Pick.BEST_ODDS
     if not group:
         best = max(c.p_good for c in choices)
@@ -200,7 +195,7 @@ def _by_odds(choices: Sequence[Choice], query: RouteQuery) -> list[Choice]:
     return nsmallest(
         MAX_CANDIDATES,
         choices,
-        key=lambda c: (not _good_enough(c.p_good_of, query), -round(c.p_meet, 2), key(c)),
+        key=lambda c: (not good_enough(c.p_good_of, query), -round(c.p_meet, 2), key(c)),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from tidegate.routing.domain import Budget, Code, RouteQuery
 from tidegate.routing.filters import PASSING, Filter
 from tidegate.routing.latency import LatencyModel, Prediction
-from tidegate.routing.plan import MAX_CANDIDATES, Choice, Reason, Refusal
+from tidegate.routing.plan import MAX_CANDIDATES, Choice, Reason, Refusal, good_enough
 
 RETRY_UNHEALTHY_MS = 1000.0
 RETRY_MIN_MS = 50.0
@@ -70,7 +70,7 @@ def unmeetable(
 ) -> Refusal:
     """Candidates exist and the request would rather be refused than miss. `best`: those worth showing."""
     kept = tuple(best[:MAX_CANDIDATES])
-    able = [c for c in choices if query.min_p_good <= 0.0 or c.p_good >= query.min_p_good]
+    able = [c for c in choices if good_enough(c.p_good_of, query)]
     if not able:
         return Refusal(
             Reason.QUALITY_UNMEETABLE, Code.FAILED_PRECONDITION, query, removed, None, choices=kept

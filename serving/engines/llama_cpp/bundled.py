@@ -27,9 +27,17 @@ def bundled_model() -> Path:
     )
 
 
+def cache_dir() -> Path:
+    """TIDEGATE_CACHE, else tidegate/ under XDG_CACHE_HOME or ~/.cache.
+
+    The set-up, which runs before this package is there, keeps to the same rule (tools/envsetup).
+    """
+    if named := os.environ.get("TIDEGATE_CACHE"):
+        return Path(named).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "tidegate"
+
+
 def default_models_dir() -> Path:
-    """Where prepared models lie: in TIDEGATE_CACHE, else in tidegate/ under XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("TIDEGATE_CACHE", ""):
-        return Path(named).expanduser().absolute() / "models"
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if cache else Path.home() / ".cache") / "tidegate" / "models"
+    """Where prepared models lie unless told otherwise."""
+    return cache_dir() / "models"

@@ -7,7 +7,6 @@ closes its end of the socket.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
 import sys
@@ -25,8 +24,6 @@ from serving.engines.llama_cpp.protocol import ChildConfig, Emission, Frame, Loa
 from serving.engines.llama_cpp.selftest import measure
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
 
-# As protocol.encode does it, without building an encoder per frame: there is a frame per step.
-_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _LAST_STEP_S = 0.5
 _SPEEDS_EVERY_S = 1.0
 
@@ -42,9 +39,8 @@ class Reporter:
 
     def send(self, frame: Frame) -> None:
         """A parent that is gone is noticed by the reader."""
-        body = _ENCODE(frame).encode()
         try:
-            self._sock.sendall(protocol.HEADER.pack(len(body)) + body)
+            self._sock.sendall(protocol.encode(frame))
         except OSError:
             pass
 

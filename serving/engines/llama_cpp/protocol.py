@@ -33,6 +33,9 @@ HEADER = struct.Struct(">I")
 
 Frame = dict[str, Any]
 
+# Made once: there is a frame per step. Frames are made of new values, which cannot hold themselves.
+_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 
 class ProtocolError(Exception):
     """The other side sent what is no frame."""
@@ -77,7 +80,7 @@ class LoadState:
 
 
 def encode(frame: Frame) -> bytes:
-    body = json.dumps(frame, separators=(",", ":")).encode()
+    body = _to_json(frame).encode()
     if len(body) > MAX_FRAME_BYTES:
         raise ProtocolError(f"a frame of {len(body)} bytes is over the limit")
     return HEADER.pack(len(body)) + body
