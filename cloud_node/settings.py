@@ -18,9 +18,10 @@ _LEAST_CONTEXT_TOKENS = 256
 class CloudEngineSettings(EngineSettings):
     """What a cloud node computes with: by default somebody else's server."""
 
-    kind: Literal["llama_cpp", "openai_http", "oracle"] = Field(
+    kind: Literal["llama_cpp", "llama_server", "openai_http", "oracle"] = Field(
         default="openai_http",
-        description="Engine: an OpenAI-compatible server, llama.cpp in this node, or the test oracle",
+        description="Engine: an OpenAI-compatible server that runs already, llama.cpp in this node, "
+        "llama-server as its child, or the test oracle",
     )
     slots: int = Field(default=16, ge=1, description="Sequences that run at once; more wait in this node")
     queue_limit: int = Field(default=64, ge=0, description="Sequences that may wait for a slot")

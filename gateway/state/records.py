@@ -91,6 +91,7 @@ def _variant(v: Variant) -> dict[str, Any]:
         "perplexity": v.perplexity,
         "capabilities": sorted(v.capabilities),
         "aliases": v.aliases,
+        "accuracy": v.accuracy,
     }
 
 
@@ -103,6 +104,8 @@ def _variant_from(data: dict[str, Any]) -> Variant:
         perplexity=None if data["perplexity"] is None else _number(data["perplexity"]),
         capabilities=frozenset(_list(data["capabilities"], _text)),
         aliases=_list(data["aliases"], _text),
+        # A replica of the former version does not write it.
+        accuracy=None if data.get("accuracy") is None else _number(data["accuracy"]),
     )
 
 

@@ -68,6 +68,7 @@ class ModelsCommand:
                 m.name,
                 v.quantization or "-",
                 f"{v.perplexity:.2f}" if v.perplexity is not None else "not measured",
+                f"{v.accuracy:.0%}" if v.accuracy is not None else "-",
                 str(v.context_tokens),
                 str(m.ready_nodes),
                 v.digest[:19],
@@ -75,5 +76,5 @@ class ModelsCommand:
             for m in models
             for v in m.variants
         ]
-        print(table(["model", "variant", "perplexity", "context", "ready nodes", "digest"], rows))
+        print(table(["model", "variant", "perplexity", "answers", "context", "ready nodes", "digest"], rows))
         return 0

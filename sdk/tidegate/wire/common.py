@@ -213,6 +213,7 @@ def encode_variant(variant: Variant) -> pb.Variant:
         perplexity=variant.perplexity,
         capabilities=sorted(variant.capabilities),
         aliases=variant.aliases,
+        accuracy=variant.accuracy,
     )
 
 
@@ -227,6 +228,7 @@ def decode_variant(variant: pb.Variant, param: str = "variant") -> Variant:
     if len(variant.capabilities) > MAX_NAMES or len(variant.aliases) > MAX_NAMES:
         raise invalid(param, f"has more than {MAX_NAMES} capabilities or aliases")
     perplexity = variant.perplexity if variant.HasField("perplexity") else None
+    accuracy = variant.accuracy if variant.HasField("accuracy") else None
     return Variant(
         model=label(variant.model, f"{param}.model"),
         digest=label(variant.digest, f"{param}.digest"),
@@ -236,6 +238,7 @@ def decode_variant(variant: pb.Variant, param: str = "variant") -> Variant:
         perplexity=perplexity if perplexity is not None and 1.0 <= perplexity <= 1e9 else None,
         capabilities=frozenset(label(c, f"{param}.capabilities") for c in variant.capabilities),
         aliases=tuple(label(a, f"{param}.aliases") for a in variant.aliases),
+        accuracy=accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None,
     )
 
 

@@ -16,6 +16,7 @@ import time
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.intake import InputPreparer
 from serving.engines.llama_cpp.isolate import isolate
+from serving.engines.llama_cpp.load_log import LoadLog
 from serving.engines.llama_cpp.loop import DecodeLoop
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
@@ -103,7 +104,9 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     """Loads, measures, and computes until the parent is gone. Raises NativeError, PromptError."""
     began = time.monotonic()
     start_backend(debug=config.debug)
+    log = LoadLog(echo=config.debug)
     model = Model(config.model_path, n_gpu_layers=config.n_gpu_layers)
+    log.close()
     source = config.chat_template or model.chat_template
     template = load_template(model, source)
     config = dataclasses.replace(config, context_tokens=min(config.context_tokens, model.context_train))
@@ -132,6 +135,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         "build": build_id(),
         "template": source,
         "context_tokens": config.context_tokens,
+        "repacked_bytes": log.repacked_bytes,
         "speeds": speeds(meter),
         "load_ms": (loaded - began) * 1000.0,
         "measure_ms": (time.monotonic() - loaded) * 1000.0,

@@ -14,14 +14,21 @@ from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUn
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
-from serving.engines.llama_cpp.catalog import file_digest, read_entry
+from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, read_entry
 from serving.engines.llama_cpp.fit import check_model
+from serving.engines.llama_cpp.gguf_check import GgufHeader
 from serving.engines.llama_cpp.identity import describe
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
 from serving.engines.llama_cpp.outbox import Outbox
 from serving.engines.llama_cpp.process import ChildProcess
 from serving.engines.llama_cpp.protocol import Frame, LoadState, ProtocolError
 from serving.engines.llama_cpp.settings import LlamaCppSettings
+from serving.engines.llama_cpp.slow_kernel import (
+    EXPECTED_PREFILL_GAIN,
+    FAST_TYPE,
+    fast_copy,
+    lacks_fast_kernel,
+)
 from tidegate.routing.domain import (
     AttemptKey,
     CacheDelta,
@@ -68,11 +75,19 @@ class LlamaCppEngine:
 
     async def start(self) -> EngineInfo:
         """Checks the file, loads and measures. Raises EngineUnavailable."""
-        path = self._settings.model_path
-        header = await asyncio.to_thread(check_model, self._settings)
-        entry = await asyncio.to_thread(read_entry, path)
-        self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
-        child, ready = await self._launch()
+        header, entry, child, ready = await self._load_model()
+        quantization = entry.quantization if entry else header.quantization
+        if lacks_fast_kernel(quantization, self._settings.n_gpu_layers, ready):
+            _LOG.warning(
+                "%s has no fast kernel on this processor: %s is expected to prefill %g times faster",
+                quantization,
+                FAST_TYPE,
+                EXPECTED_PREFILL_GAIN,
+            )
+            if self._settings.requantize_slow:
+                await self._give_up(child)
+                await self._requantize()
+                header, entry, child, ready = await self._load_model()
         self._tasks = [
             asyncio.create_task(self._supervise(child), name="llama-supervise"),
             asyncio.create_task(self._watch(), name="llama-watch"),
@@ -80,6 +95,22 @@ class LlamaCppEngine:
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
         return describe(self._settings, header, entry, self._digest, ready, self._current_speeds())
+
+    async def _load_model(self) -> tuple[GgufHeader, CatalogEntry | None, ChildProcess, Frame]:
+        path = self._settings.model_path
+        header = await asyncio.to_thread(check_model, self._settings)
+        entry = await asyncio.to_thread(read_entry, path)
+        self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
+        return header, entry, *(await self._launch())
+
+    async def _requantize(self) -> None:
+        """From now on the faster copy is what is served. Raises EngineUnavailable."""
+        settings = self._settings
+        faster = await asyncio.to_thread(
+            fast_copy, settings.model_path, settings.model, settings.threads, _LOG.info
+        )
+        self._settings = settings.model_copy(update={"model_path": faster})
+        self._speeds = Speeds(0.0, ())
 
     def submit(self, work: Work) -> None:
         if self._stopping:

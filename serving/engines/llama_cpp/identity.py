@@ -31,6 +31,7 @@ def describe(
         perplexity=entry.perplexity if entry else None,
         capabilities=frozenset({"text", "token_ids", *(["chat"] if ready["template"] else [])}),
         aliases=settings.aliases,
+        accuracy=entry.figures.accuracy if entry and entry.figures else None,
     )
     return EngineInfo(
         variants=(variant,),

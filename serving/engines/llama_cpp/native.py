@@ -34,10 +34,15 @@ def _silent(_level: int, _text: bytes, _data: object) -> None:
     """llama.cpp logs to standard error otherwise."""
 
 
+def silence_log() -> None:
+    """llama.cpp's words go nowhere from now on."""
+    C.llama_log_set(_silent, None)
+
+
 def start_backend(*, debug: bool) -> None:
     """Once per process, before anything else."""
     if not debug:
-        C.llama_log_set(_silent, None)
+        silence_log()
     C.llama_backend_init()
 
 

@@ -72,6 +72,10 @@ class LlamaCppSettings(BaseModel):
     fit_check: bool = Field(
         default=True, description="Refuse to load a model that memory is too short for, with the numbers."
     )
+    requantize_slow: bool = Field(
+        default=False,
+        description="Serve a Q4_0 copy, made once, of a file whose type has no fast kernel here.",
+    )
     debug: bool = Field(default=False, description="Let llama.cpp write its log to standard error.")
 
     def child_config(self) -> ChildConfig:

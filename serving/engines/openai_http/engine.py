@@ -163,7 +163,12 @@ class OpenAiHttpEngine:
         if len(work.input) > self._variant.context_tokens * _MAX_BYTES_PER_TOKEN:
             raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is far longer than the context"))
         try:
-            request = upstream_request(work, model=self._model, include_usage=self._settings.include_usage)
+            request = upstream_request(
+                work,
+                model=self._model,
+                include_usage=self._settings.include_usage,
+                is_llama_server=self._settings.is_llama_server,
+            )
         except ValueError:
             raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is not canonical")) from None
         return Sequence(

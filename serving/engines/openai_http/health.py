@@ -101,14 +101,17 @@ class UpstreamWatch:
             await asyncio.sleep(min(0.5, self._settings.health_interval_s))
 
     async def version(self) -> str:
-        """The server's version if it tells one (vLLM does), else ""."""
-        try:
-            page = await self._upstream.get("/version", timeout_s=self._settings.health_timeout_s)
-        except UpstreamFailed:
-            return ""
-        said = page.json() if page.status == 200 else None
-        version = said.get("version") if isinstance(said, dict) else None
-        return version[:40] if isinstance(version, str) and version.isprintable() else ""
+        """The server's version if it tells one (vLLM and llama-server do), else ""."""
+        for path, member in (("/version", "version"), ("/props", "build_info")):
+            try:
+                page = await self._upstream.get(path, timeout_s=self._settings.health_timeout_s)
+            except UpstreamFailed:
+                return ""
+            said = page.json() if page.status == 200 else None
+            version = said.get(member) if isinstance(said, dict) else None
+            if isinstance(version, str) and version.isprintable():
+                return version[:40]
+        return ""
 
     async def run_health(self) -> None:
         """Probes until cancelled."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
+from serving.engines.llama_cpp.text import TextAssembler
 from serving.engines.openai_http.failures import (
     UpstreamFailed,
     UpstreamGone,
@@ -104,6 +105,8 @@ class SequenceCall:
         self._clock = clock
         self._emit = emit
         self._parser = SseParser()
+        self._text = TextAssembler(sequence.work.stop if settings.is_llama_server else ())
+        self._cut = False
         self._result: FinishReason | Failure | None = None
         self._done = False
         self._gone = False
@@ -119,9 +122,9 @@ class SequenceCall:
                     result = self._result or Failure(
                         Cause.UPSTREAM, "the upstream server ended the stream without a finish reason"
                     )
-                    self._emit(sequence.ended(result))
+                    self._emit(replace(sequence.ended(result), text=self._held_text(result)))
                     self._done = True
-                    if not isinstance(result, Failure):
+                    if not isinstance(result, Failure) and not self._cut:
                         await self._read_rest(stream, watchdog)
                     return False
         except TimeoutError:
@@ -145,9 +148,13 @@ class SequenceCall:
             if not deltas:
                 continue
             self._absorb(deltas)
-            if isinstance(self._result, Failure) or any(delta.done for delta in deltas):
+            if self._cut or isinstance(self._result, Failure) or any(delta.done for delta in deltas):
                 return
             self._arm(watchdog, _SETTLE_S if self._result else self._silence_allowed_s())
+
+    def _held_text(self, result: FinishReason | Failure) -> str:
+        """What might have become a stop string and did not."""
+        return "" if self._cut or isinstance(result, Failure) else self._text.flush()
 
     async def _read_rest(self, stream: AsyncIterator[bytes], watchdog: asyncio.Timeout) -> None:
         """The few bytes after [DONE], so that the connection can be used again."""
@@ -164,6 +171,9 @@ class SequenceCall:
         count = sum(delta.count for delta in deltas)
         if not count:
             return
+        text, self._cut = self._text.push("".join(delta.text for delta in deltas).encode())
+        if self._cut:
+            self._result = FinishReason.STOP
         now_s = self._clock()
         first = self._first_token(now_s) if sequence.first_s is None else None
         sequence.last_s = now_s
@@ -172,7 +182,7 @@ class SequenceCall:
                 key=sequence.work.key,
                 first_index=sequence.next_index,
                 count=count,
-                text="".join(delta.text for delta in deltas),
+                text=text,
                 unit=Unit.DELTA,
                 first_token=first,
             )

@@ -19,7 +19,9 @@ class OpenAiHttpSettings:
     `slots` requests run upstream at once and `queue_limit` more wait here. `speeds` is believed until real
     work has taught better. `cache_tokens` 0 takes what the server's metrics say, else slots x context.
     `ca_file` trusts a private CA. Timeouts are seconds: `first_delta_timeout_s` bounds the server's own
-    queue plus its prefill, `idle_timeout_s` the silence between two deltas.
+    queue plus its prefill, `idle_timeout_s` the silence between two deltas. `is_llama_server` asks for its
+    timings with every delta, and looks for stop strings here: at the end of an answer that server forgets
+    text that could have become one.
     """
 
     base_url: str
@@ -35,6 +37,7 @@ class OpenAiHttpSettings:
     include_usage: bool = True
     cache_tokens: int = 0
     selftest: bool = False
+    is_llama_server: bool = False
     connect_timeout_s: float = 5.0
     start_timeout_s: float = 60.0
     first_delta_timeout_s: float = 120.0

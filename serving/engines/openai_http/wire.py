@@ -31,14 +31,18 @@ class UpstreamRequest:
     body: dict[str, Any]
 
 
-def upstream_request(work: Work, *, model: str, include_usage: bool) -> UpstreamRequest:
+def upstream_request(
+    work: Work, *, model: str, include_usage: bool, is_llama_server: bool = False
+) -> UpstreamRequest:
     """Raises ValueError when the work's input is not what its kind says."""
     body: dict[str, Any] = {"model": model, "stream": True}
     if include_usage:
         body["stream_options"] = {"include_usage": True}
     if work.max_tokens > 0:
         body["max_tokens"] = work.max_tokens
-    if work.stop:
+    if is_llama_server:
+        body["timings_per_token"] = True
+    elif work.stop:
         body["stop"] = list(work.stop)
     body.update(sampling_fields(work.sampling))
     if work.input_kind is InputKind.CHAT:
@@ -96,7 +100,7 @@ def parse_event(event: SseEvent) -> Delta:
     error = chunk.get("error") or (chunk if event.name == "error" or chunk.get("object") == "error" else None)
     if error:
         return Delta(finish=failure_of_error(error))
-    usage = parse_usage(chunk.get("usage"))
+    usage = parse_usage(chunk.get("usage")) or parse_timings(chunk.get("timings"))
     choices = chunk.get("choices")
     if not choices:
         return Delta(usage=usage)
@@ -143,6 +147,18 @@ def parse_usage(usage: Any) -> Usage | None:
         prompt_tokens=whole(usage.get("prompt_tokens")),
         completion_tokens=whole(usage.get("completion_tokens")),
         cached_tokens=whole(cached),
+    )
+
+
+def parse_timings(timings: Any) -> Usage | None:
+    """llama-server's counts so far; None from other servers."""
+    if not isinstance(timings, dict):
+        return None
+    cached = whole(timings.get("cache_n"))
+    return Usage(
+        prompt_tokens=cached + whole(timings.get("prompt_n")),
+        completion_tokens=whole(timings.get("predicted_n")),
+        cached_tokens=cached,
     )
 
 

@@ -22,7 +22,7 @@ def test_defaults_stand_in_front_of_a_server() -> None:
     assert settings.admin is None
 
 
-@pytest.mark.parametrize("kind", ["oracle", "llama_cpp"])
+@pytest.mark.parametrize("kind", ["oracle", "llama_cpp", "llama_server"])
 def test_engines_of_its_own_have_a_context(kind: str) -> None:
     assert load(ENGINE__KIND=kind).engine.context_tokens == 2048
     assert load(ENGINE__KIND=kind, ENGINE__CONTEXT_TOKENS="512").engine.context_tokens == 512

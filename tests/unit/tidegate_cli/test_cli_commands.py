@@ -61,7 +61,7 @@ async def test_nodes(gateway: FakeGateway) -> None:
 
 async def test_models(gateway: FakeGateway) -> None:
     ran = await tidegate_cli("models", "--gateway", gateway.address)
-    assert re.search(r"^tiny +Q4_0 +13\.80 +2048 +2 +sha256:aaaaaaaaaaaa$", ran.out, re.M)
+    assert re.search(r"^tiny +Q4_0 +13\.80 +- +2048 +2 +sha256:aaaaaaaaaaaa$", ran.out, re.M)
     (model,) = json.loads((await tidegate_cli("models", "--json", "--gateway", gateway.address)).out)
     assert model["aliases"] == ["small"]
     assert model["variants"][0]["digest"] == VARIANT.digest

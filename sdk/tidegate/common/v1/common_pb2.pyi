@@ -334,6 +334,7 @@ class Variant(google.protobuf.message.Message):
     PERPLEXITY_FIELD_NUMBER: builtins.int
     CAPABILITIES_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name users ask for."""
     digest: builtins.str
@@ -344,6 +345,8 @@ class Variant(google.protobuf.message.Message):
     """Longest prompt plus answer of one sequence, in tokens."""
     perplexity: builtins.float
     """Perplexity measured on the project's text; unset when never measured."""
+    accuracy: builtins.float
+    """Share of right answers to the project's small questions, in [0, 1]; unset when never measured."""
     @property
     def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What requests may ask of it, for instance "logprobs", "json_schema". Unknown words are ignored."""
@@ -362,9 +365,13 @@ class Variant(google.protobuf.message.Message):
         perplexity: builtins.float | None = ...,
         capabilities: collections.abc.Iterable[builtins.str] | None = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
+        accuracy: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_perplexity", b"_perplexity", "perplexity", b"perplexity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_perplexity", b"_perplexity", "aliases", b"aliases", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "digest", b"digest", "model", b"model", "perplexity", b"perplexity", "quantization", b"quantization"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_accuracy", b"_accuracy", "_perplexity", b"_perplexity", "accuracy", b"accuracy", "perplexity", b"perplexity"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_accuracy", b"_accuracy", "_perplexity", b"_perplexity", "accuracy", b"accuracy", "aliases", b"aliases", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "digest", b"digest", "model", b"model", "perplexity", b"perplexity", "quantization", b"quantization"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_accuracy", b"_accuracy"]) -> typing.Literal["accuracy"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_perplexity", b"_perplexity"]) -> typing.Literal["perplexity"] | None: ...
 
 global___Variant = Variant

@@ -32,7 +32,11 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One model file. `digest` is its identity; `perplexity` is None when it was never measured."""
+    """One model file. `digest` is its identity; `perplexity` is None when it was never measured.
+
+    `accuracy` is the share of right answers to the project's small questions, None likewise: it tells a
+    broken variant from a sound one, and does not rank sound ones.
+    """
 
     model: str
     digest: str
@@ -41,6 +45,7 @@ class Variant:
     perplexity: float | None = None
     capabilities: frozenset[str] = frozenset()
     aliases: tuple[str, ...] = ()
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from serving.engines.llama_cpp.isolate import isolate
+from serving.engines.llama_cpp.load_log import LoadLog
 from serving.engines.llama_cpp.native import C, Context, Model, NativeError, start_backend
 from serving.engines.llama_cpp.prepare_child import BACKGROUND, quantize
 from serving.engines.llama_cpp.quality import perplexity
@@ -20,7 +20,6 @@ from serving.engines.llama_cpp.variants.tasks import accuracy, questions_digest,
 _DECODE_STEPS = 24
 _PROMPT_TOKENS = 256
 _SWEEP_CHUNKS = (16, 64, 256)
-_REPACKED = re.compile(rb"REPACK model buffer size = *([0-9.]+) MiB")
 
 
 def score_without(task: dict[str, Any]) -> float:
@@ -37,7 +36,7 @@ def score_without(task: dict[str, Any]) -> float:
 def measure(task: dict[str, Any]) -> dict[str, object]:
     """What one file does here: the measured members of catalog.Figures."""
     slots, context_tokens = task["slots"], task["context_tokens"]
-    log = _LoadLog()
+    log = LoadLog()
     began = time.perf_counter()
     model = Model(task["path"])
     context = _context(model, slots, context_tokens, task["threads"])
@@ -89,21 +88,6 @@ def _context(model: Model, slots: int, context_tokens: int, threads: int) -> Con
         threads=threads,
         kv_type="f16",
     )
-
-
-class _LoadLog:
-    """Reads from llama.cpp's log how much of a model got a layout made for this processor's fast kernels."""
-
-    def __init__(self) -> None:
-        self.repacked_bytes = 0
-        # llama.cpp calls it for as long as it is set.
-        self._callback = C.llama_log_callback(self._take)
-        C.llama_log_set(self._callback, None)
-
-    def _take(self, _level: int, text: bytes, _data: object) -> None:
-        found = _REPACKED.search(text)
-        if found:
-            self.repacked_bytes += int(float(found[1]) * 1024 * 1024)
 
 
 def _memory() -> dict[str, int]:

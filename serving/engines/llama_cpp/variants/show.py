@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from serving.engines.base import EngineUnavailable
+from serving.engines.llama_cpp.slow_kernel import EXPECTED_PREFILL_GAIN, FAST_TYPE, is_slow
 from serving.engines.llama_cpp.variants.report import ReportRow
 
-# Types whose blocks llama.cpp multiplies without its fast kernels on common processors.
-_SLOW_TYPES = ("Q4_1", "Q5_1")
-_FAST_TYPE = "Q4_0"
-# Q4_0 against Q4_1 on an x86 processor with AVX2, one and two threads.
-_EXPECTED_PREFILL_GAIN = 2.7
 _WORTH_TELLING = 1.3
 _MIB = 1024 * 1024
 
@@ -65,7 +61,7 @@ def advice(rows: Sequence[ReportRow]) -> list[str]:
     lines = []
     for row in rows:
         f = row.figures
-        if row.entry.quantization in _SLOW_TYPES and f.repacked_bytes == 0:
+        if is_slow(row.entry.quantization, f.repacked_bytes):
             lines.append(f"{label(row)}: {_slow_kernel(row, rows)}")
         if row.entry.fallback_tensors:
             lines.append(
@@ -81,21 +77,21 @@ def _slow_kernel(row: ReportRow, rows: Sequence[ReportRow]) -> str:
         (
             other
             for other in rows
-            if other.entry.quantization == _FAST_TYPE and other.entry.pruned_layers == row.entry.pruned_layers
+            if other.entry.quantization == FAST_TYPE and other.entry.pruned_layers == row.entry.pruned_layers
         ),
         None,
     )
     head = "no fast kernel on this processor"
     if fast is None:
         return (
-            f"{head}; {_FAST_TYPE} is expected to prefill {_EXPECTED_PREFILL_GAIN:g} times faster: "
-            f"`tidegate-edge quantize MODEL --to {_FAST_TYPE}`"
+            f"{head}; {FAST_TYPE} is expected to prefill {EXPECTED_PREFILL_GAIN:g} times faster: "
+            f"`tidegate-edge quantize MODEL --to {FAST_TYPE}`"
         )
     gain = fast.figures.prefill_tokens_per_s / row.figures.prefill_tokens_per_s
     if gain < _WORTH_TELLING:
-        return f"{head}, and yet {_FAST_TYPE} is no faster here"
+        return f"{head}, and yet {FAST_TYPE} is no faster here"
     cost = fast.perplexity / row.perplexity - 1
-    return f"{head}; {_FAST_TYPE} prefills {gain:.1f} times faster at {cost:+.0%} perplexity"
+    return f"{head}; {FAST_TYPE} prefills {gain:.1f} times faster at {cost:+.0%} perplexity"
 
 
 def as_json(row: ReportRow, source: ReportRow) -> dict[str, Any]:

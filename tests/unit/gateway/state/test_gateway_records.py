@@ -31,6 +31,7 @@ variants = st.builds(
     perplexity=st.none() | numbers,
     capabilities=st.frozensets(texts, max_size=3),
     aliases=st.lists(texts, max_size=3).map(tuple),
+    accuracy=st.none() | st.floats(0.0, 1.0),
 )
 states = st.builds(
     lambda found, speeds, health, rtt_ms, load: NodeState(

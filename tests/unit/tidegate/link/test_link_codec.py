@@ -97,6 +97,7 @@ variants = st.builds(
     perplexity=st.none() | st.floats(1.0, 1e6),
     capabilities=st.frozensets(texts, max_size=3),
     aliases=st.lists(texts, max_size=2).map(tuple),
+    accuracy=st.none() | st.floats(0.0, 1.0),
 )
 announcements = st.builds(
     Announcement,

@@ -74,6 +74,7 @@ VARIANT = Variant(
     perplexity=11.5,
     capabilities=frozenset({"logprobs", "json_schema"}),
     aliases=("a", "b"),
+    accuracy=0.75,
 )
 SPEEDS = Speeds(prefill_tokens_per_s=100.0, decode=((1, 30.0), (4, 20.0)), age_ms=5.0)
 FULL = GenerateRequest(
@@ -243,7 +244,7 @@ def test_an_event_of_a_newer_protocol_is_skipped() -> None:
 
 def test_variant_and_speeds_round_trip() -> None:
     assert common.decode_variant(common.encode_variant(VARIANT)) == VARIANT
-    unmeasured = dataclasses.replace(VARIANT, perplexity=None)
+    unmeasured = dataclasses.replace(VARIANT, perplexity=None, accuracy=None)
     assert common.decode_variant(common.encode_variant(unmeasured)) == unmeasured
     assert common.decode_speeds(common.encode_speeds(SPEEDS)) == SPEEDS
     with pytest.raises(ServeError) as caught:
