@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from gateway.dispatch import Dispatcher
@@ -19,9 +21,13 @@ from tidegate.routing.plan import Refusal
 from tidegate.wire import codec, fleet
 from tidegate.wire.fleet import Decision, NodeInfo, node_info
 
+log = logging.getLogger(__name__)
+
 # A client that takes nothing for this long is cut; the kernel and gRPC swallow megabytes before that shows.
 WRITE_STALL_S = 30.0
 WATCH_INTERVAL_S = 1.0
+# Long enough for the work to be on its way to a node.
+HEADERS_AFTER_S = 0.001
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
@@ -50,7 +56,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         asked = _decode(request, client, context)
         joins = request.takes_following and not request.early_accept
         opening: pb.GenerateResponse | None = None
-        async with aclosing(self._dispatcher.generate(asked, client)) as events:
+        async with (
+            _headers(context, ahead=joins) as headers_sent,
+            aclosing(self._dispatcher.generate(asked, client)) as events,
+        ):
             async for event in events:
                 message = codec.encode_event(event)
                 if joins and isinstance(event, Accepted | Restarted):
@@ -59,6 +68,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 if opening is not None:
                     opening.following.append(message)
                     message, opening = opening, None
+                await headers_sent()
                 await self._write(context, message)
 
     async def _write(self, context: Any, message: Any) -> None:
@@ -130,6 +140,41 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         if not client.is_admin and not _is_loopback(context.peer()):
             raise ServeError(Code.PERMISSION_DENIED, "this needs a key with the admin scope")
         return client
+
+
+@asynccontextmanager
+async def _headers(context: Any, *, ahead: bool) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """With `ahead` the response headers go out while the node computes, instead of with the first message.
+
+    A gRPC client reads messages only after the headers: sent together, the first message waits until that
+    reading has begun. Not for clients we do not know: a proxy cannot retry once it has seen headers. Gives
+    what has to be awaited before anything is written.
+    """
+    if not ahead:
+        yield _nothing
+        return
+    task = asyncio.create_task(_send_headers(context), name="early-headers")
+
+    async def sent() -> None:
+        if not task.done():
+            await task
+
+    try:
+        yield sent
+    finally:
+        task.cancel()
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _send_headers(context: Any) -> None:
+    await asyncio.sleep(HEADERS_AFTER_S)
+    try:
+        await context.send_initial_metadata(())
+    except Exception as error:  # noqa: BLE001 - the RPC has ended; whatever is written next says so
+        log.debug("headers could not be sent", extra={"error": type(error).__name__})
 
 
 def _is_loopback(peer: str) -> bool:

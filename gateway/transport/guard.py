@@ -36,6 +36,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._guarded: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -44,6 +45,13 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler is None or handler.request_streaming:
             return handler
         method = handler_call_details.method
+        plain, guarded = self._guarded.get(method, (None, None))
+        if plain is not handler:
+            guarded = self._guard(handler, method)
+            self._guarded[method] = (handler, guarded)
+        return guarded
+
+    def _guard(self, handler: Any, method: str) -> Any:
         read = handler.request_deserializer
         return handler._replace(
             request_deserializer=None if read is None else _reader(read),

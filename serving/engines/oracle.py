@@ -214,7 +214,7 @@ class OracleEngine:
         live = set(self._running)
         ended_prefill = [sequence for sequence, _ in plan.prefill if sequence.prefill_left == 0]
         yielding = [sequence for sequence in (*plan.decode, *ended_prefill) if sequence in live]
-        step = [(sequence, sequence.advance(self._progress_s, len(yielding))) for sequence in yielding]
+        step = [(sequence, sequence.advance(self._now, len(yielding))) for sequence in yielding]
         finished = {sequence for sequence, output in step if output.finish is not None}
         self._running = [sequence for sequence in self._running if sequence not in finished]
         if step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.engines.base import EngineRefused
@@ -69,8 +70,8 @@ class OracleSequence:
     def next_index(self) -> int:
         return self.work.start_index + self.produced
 
-    def advance(self, now_s: float, batch_size: int) -> SequenceOutput:
-        """The next token, or the natural end."""
+    def advance(self, now: Callable[[], float], batch_size: int) -> SequenceOutput:
+        """The next token, or the natural end. `now` is read once a first token is there."""
         index = self.next_index
         if self.natural_end is not None and index >= self.natural_end:
             finish = Finish(FinishReason.STOP, self._usage())
@@ -90,7 +91,7 @@ class OracleSequence:
             count=1,
             token_ids=(token_id,),
             text=text,
-            first_token=self._first_token(now_s, batch_size) if self.produced == 1 else None,
+            first_token=self._first_token(now(), batch_size) if self.produced == 1 else None,
             finish=None if reason is None else Finish(reason, self._usage()),
         )
 

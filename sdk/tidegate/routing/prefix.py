@@ -21,6 +21,9 @@ _ESCAPES = (
     (b'"', b'\\"'),
     *((bytes([code]), json.dumps(chr(code))[1:-1].encode()) for code in range(0x20)),
 )
+_ESCAPED_BYTES = b"".join(plain for plain, _ in _ESCAPES)
+# Up to here one look for all of them at once is faster than one for each.
+_ONE_LOOK_BYTES = 4096
 BLOCK_BYTES = 512
 NAME_BYTES = 16
 
@@ -40,6 +43,8 @@ def canonical_bytes(messages: Iterable[Message]) -> bytes:
 def _escaped(text: str) -> bytes:
     """The inside of a JSON string in UTF-8. Raises UnicodeEncodeError for surrogates."""
     data = text.encode("utf-8")
+    if len(data) <= _ONE_LOOK_BYTES and len(data.translate(None, _ESCAPED_BYTES)) == len(data):
+        return data
     for plain, escaped in _ESCAPES:
         if plain in data:
             data = data.replace(plain, escaped)

@@ -60,6 +60,38 @@ async def test_the_first_token_shares_a_message_only_with_a_client_that_says_so(
     assert "".join(each.chunk.text for each in flat) == expected_text(question("r1", max_tokens=3))
 
 
+@pytest.mark.parametrize("takes_following", [False, True])
+async def test_headers_go_ahead_of_the_first_token_only_to_a_client_that_says_so(
+    rig: Rig, takes_following: bool
+) -> None:
+    """Others may sit behind a proxy that retries until it has seen headers."""
+    node = await rig.add_node("n1")
+    node.engine.hang()
+    message = codec.encode_generate_request(question("r1", max_tokens=3))
+    message.takes_following = takes_following
+    call = rig.stub.Generate(message)
+    headers = asyncio.ensure_future(call.initial_metadata())
+    done, _ = await asyncio.wait([headers], timeout=5.0 if takes_following else 0.3)
+    assert bool(done) is takes_following
+    node.engine.resume()
+    assert len([m async for m in call]) >= 3
+    await headers
+
+
+async def test_a_refusal_after_early_headers_still_has_its_details(rig: Rig) -> None:
+    node = await rig.add_node("n1")
+    node.engine.hang()
+    message = codec.encode_generate_request(question("r1", max_tokens=3))
+    message.takes_following = True
+    call = rig.stub.Generate(message)
+    await call.initial_metadata()
+    await node.unlink()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    error = served_error(caught.value)
+    assert (error.code, error.reason) == (Code.UNAVAILABLE, "NODE_LOST")
+
+
 async def test_many_requests_at_once_over_several_nodes_are_never_mixed_up(rig: Rig) -> None:
     for node_id in ("n1", "n2", "n3"):
         await rig.add_node(node_id)

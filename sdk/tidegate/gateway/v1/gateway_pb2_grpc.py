@@ -75,7 +75,8 @@ class GatewayServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Routes one request and streams its answer. Response headers are sent with the first event.
+        """Routes one request and streams its answer. Response headers are sent with the first event, or while the node
+        computes where `takes_following` is set.
         Errors: INVALID_ARGUMENT, UNAUTHENTICATED, NOT_FOUND (model), FAILED_PRECONDITION (no node may serve it),
         RESOURCE_EXHAUSTED with RetryInfo (budget cannot be met with REJECT, or overload), UNAVAILABLE (the node was
         lost; ErrorInfo.reason names the cause), DEADLINE_EXCEEDED.

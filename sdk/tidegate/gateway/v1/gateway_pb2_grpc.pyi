@@ -23,7 +23,8 @@ class GatewayServiceStub:
         tidegate.gateway.v1.gateway_pb2.GenerateRequest,
         tidegate.gateway.v1.gateway_pb2.GenerateResponse,
     ]
-    """Routes one request and streams its answer. Response headers are sent with the first event.
+    """Routes one request and streams its answer. Response headers are sent with the first event, or while the node
+    computes where `takes_following` is set.
     Errors: INVALID_ARGUMENT, UNAUTHENTICATED, NOT_FOUND (model), FAILED_PRECONDITION (no node may serve it),
     RESOURCE_EXHAUSTED with RetryInfo (budget cannot be met with REJECT, or overload), UNAVAILABLE (the node was
     lost; ErrorInfo.reason names the cause), DEADLINE_EXCEEDED.
@@ -70,7 +71,8 @@ class GatewayServiceAsyncStub:
         tidegate.gateway.v1.gateway_pb2.GenerateRequest,
         tidegate.gateway.v1.gateway_pb2.GenerateResponse,
     ]
-    """Routes one request and streams its answer. Response headers are sent with the first event.
+    """Routes one request and streams its answer. Response headers are sent with the first event, or while the node
+    computes where `takes_following` is set.
     Errors: INVALID_ARGUMENT, UNAUTHENTICATED, NOT_FOUND (model), FAILED_PRECONDITION (no node may serve it),
     RESOURCE_EXHAUSTED with RetryInfo (budget cannot be met with REJECT, or overload), UNAVAILABLE (the node was
     lost; ErrorInfo.reason names the cause), DEADLINE_EXCEEDED.
@@ -119,7 +121,8 @@ class GatewayServiceServicer(metaclass=abc.ABCMeta):
         request: tidegate.gateway.v1.gateway_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[tidegate.gateway.v1.gateway_pb2.GenerateResponse], collections.abc.AsyncIterator[tidegate.gateway.v1.gateway_pb2.GenerateResponse]]:
-        """Routes one request and streams its answer. Response headers are sent with the first event.
+        """Routes one request and streams its answer. Response headers are sent with the first event, or while the node
+        computes where `takes_following` is set.
         Errors: INVALID_ARGUMENT, UNAUTHENTICATED, NOT_FOUND (model), FAILED_PRECONDITION (no node may serve it),
         RESOURCE_EXHAUSTED with RetryInfo (budget cannot be met with REJECT, or overload), UNAVAILABLE (the node was
         lost; ErrorInfo.reason names the cause), DEADLINE_EXCEEDED.

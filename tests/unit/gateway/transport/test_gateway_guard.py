@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,14 +23,25 @@ METHOD = "/tidegate.gateway.v1.GatewayService/"
 SECRET = "a prompt that no log may show"
 
 
+class Prompt:
+    """What a request holds of the memory."""
+
+
 @dataclass
 class Service(gateway_pb2_grpc.GatewayServiceServicer):
     """Does what the test says."""
 
     error: Exception | None = None
+    prompts: list[weakref.ref[Prompt]] = field(default_factory=list)
+    holds: bool = False
     closed: list[str] = field(default_factory=list)
 
     async def ListModels(self, request: Any, context: Any) -> pb.ListModelsResponse:
+        if self.holds:
+            prompt = Prompt()
+            self.prompts.append(weakref.ref(prompt))
+            error = ServeError(Code.UNAVAILABLE, "no node")
+            raise error
         if self.error is not None:
             raise self.error
         return pb.ListModelsResponse()
@@ -146,3 +160,16 @@ async def test_an_unknown_method_is_unimplemented(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.channel.unary_unary(METHOD + "Nonsense")(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_failed_request_is_gone_without_the_collector(rig: Rig) -> None:
+    """An error that its own frame holds would keep the whole request until a full collection."""
+    rig.service.holds = True
+    gc.disable()
+    try:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await rig.unary()
+        await asyncio.sleep(0.05)
+        assert [prompt() for prompt in rig.service.prompts] == [None]
+    finally:
+        gc.enable()
