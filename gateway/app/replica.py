@@ -32,12 +32,11 @@ from serving.openai_api import FrontOptions, make_runner
 from serving.startup import ProgramArgs, bind_socket
 from serving.tls import server_ssl_context
 from tidegate.routing.baselines import policy_named
-from tidegate.routing.correction import Corrections
-from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.latency import LearnedLatency
 
 log = logging.getLogger(__name__)
 
-DECAY_INTERVAL_S = 5.0
+LOOK_INTERVAL_S = 0.25
 # By then drain_s is over; what is left are answers on their way out.
 HTTP_SHUTDOWN_S = 1.0
 # Messages are short-lived and almost free of cycles. Walking two thousand young objects takes a few ms, the
@@ -70,7 +69,7 @@ class GatewayApp:
         self.clients = wiring.clients(settings)
         self._classes = wiring.data_classes(settings)
         self._sessions = Sessions(secret + b"sessions", stricter=self._classes.stricter)
-        self._corrections = Corrections()
+        self._latency = LearnedLatency()
         self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
         self._store = wiring.store(settings)
         self._sync = StoreSync(
@@ -90,7 +89,7 @@ class GatewayApp:
             replica_id=self.replica_id,
             clock=clock,
             heartbeat_s=settings.link.heartbeat_s,
-            on_new_boot=self._corrections.forget,
+            on_new_boot=self._latency.forget,
         )
         self.dispatcher = self._dispatcher(secret)
         servicer = GatewayServicer(
@@ -104,6 +103,7 @@ class GatewayApp:
     def _dispatcher(self, secret: bytes) -> Dispatcher:
         s, clock = self.settings, time.monotonic
         request_log = RequestLog()
+        self._facts = Facts(self._latency, self.metrics, request_log, self.fleet.mark_stalled)
         classes = self._classes
         return Dispatcher(
             fleet=self.fleet,
@@ -112,8 +112,8 @@ class GatewayApp:
             sessions=self._sessions,
             classes=classes,
             policy=policy_named(s.routing.policy),
-            model=FirstPrinciples(corrections=self._corrections),
-            facts=Facts(self._corrections, self.metrics, request_log, self.fleet.mark_stalled),
+            model=self._latency,
+            facts=self._facts,
             metrics=self.metrics,
             log=request_log,
             admission=self._admission,
@@ -134,7 +134,7 @@ class GatewayApp:
         )
         await self._client_server.start()
         await self._link_server.start()
-        for step in (self._sync.run(), self.links.watch(), self._decay()):
+        for step in (self._sync.run(), self.links.watch(), self._learn()):
             self._tasks.append(asyncio.create_task(step))
         log.info(
             "gateway is up",
@@ -162,11 +162,12 @@ class GatewayApp:
         await web.SockSite(self._runner, bound, ssl_context=tls).start()
         return int(bound.getsockname()[1])
 
-    async def _decay(self) -> None:
-        """A node shunned for being slow gets another chance with time."""
+    async def _learn(self) -> None:
+        """What running attempts teach, and what time alone changes in what was learned."""
         while True:
-            await asyncio.sleep(DECAY_INTERVAL_S)
-            self._corrections.decay(DECAY_INTERVAL_S)
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            self._facts.look(time.monotonic())
+            self._latency.decay(LOOK_INTERVAL_S)
 
     async def wait_failed(self) -> None:
         """Returns when one of the replica's own tasks ended, which none should."""

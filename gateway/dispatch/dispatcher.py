@@ -155,6 +155,7 @@ class Dispatcher:
             run.row.attempts += 1
             attempt = self._attempt(run, choice)
             attempt.open()
+            self._facts.began(choice, attempt)
             self._note_route(run, choice, decision_ms)
             try:
                 opened = run.request.early_accept

@@ -3,37 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.caller import Client
 from gateway.dispatch.run import RequestRun
 from gateway.telemetry import Metrics, RequestLog, RequestRow
-from tidegate.routing.correction import Corrections
-from tidegate.routing.domain import Cause, Failure, Finished, GenerateRequest, ServeError
-from tidegate.routing.observation import Observation, Outcome
+from tidegate.routing.domain import Cause, Failure, Finished, FinishReason, GenerateRequest, ServeError
+from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.plan import Choice
 
 # How long a node that let an attempt stand still gets no new work, in seconds.
 STALL_PAUSE_S = 10.0
 
 
+# An attempt without its first token after this many times its predicted p95 is news, and again each time
+# that it has waited as many times longer.
+LATE_TIMES = 1.5
+MIN_LATE_MS = 100.0
+
+_TOO_LATE = (Cause.STALLED, Cause.DEADLINE, Cause.ENGINE_HUNG)
+
+
+class Learner(Protocol):
+    """Implemented by tidegate.routing.latency.LearnedLatency."""
+
+    def record(self, observation: Observation) -> None: ...
+
+
+@dataclass(slots=True)
+class _Open:
+    """An attempt that still runs. `late_s` is when its first token is overdue, on the dispatcher's clock."""
+
+    choice: Choice
+    attempt: Attempt
+    late_s: float
+    told: bool = False
+
+
 class Facts:
-    """Hands outcomes to the latency corrections, the metrics and the request log."""
+    """Hands outcomes to the latency model, the metrics and the request log."""
 
     def __init__(
         self,
-        corrections: Corrections,
+        model: Learner,
         metrics: Metrics,
         log: RequestLog,
         mark_stalled: Callable[[str, float, float], None],
     ) -> None:
-        self._corrections = corrections
+        self._model = model
         self._metrics = metrics
         self._log = log
         self._mark_stalled = mark_stalled
+        self._open: dict[int, _Open] = {}
+
+    def began(self, choice: Choice, attempt: Attempt) -> None:
+        """One attempt was sent."""
+        late_ms = max(choice.prediction.ttft_p95_ms, MIN_LATE_MS) * LATE_TIMES
+        self._open[id(attempt)] = _Open(choice, attempt, attempt.started_s + late_ms / 1000)
+
+    def look(self, now_s: float) -> None:
+        """What the attempts that still run teach; call it a few times a second.
+
+        A first token is not kept until the answer ends, and one that does not come is news long before
+        anybody gives up: a node that has become slow must not go on winning meanwhile.
+        """
+        for open_ in self._open.values():
+            attempt = open_.attempt
+            if attempt.ttft_s is not None:
+                if not open_.told:
+                    open_.told = True
+                    self._model.record(_observation(open_.choice, attempt, now_s, Stage.FIRST_TOKEN))
+            elif now_s >= open_.late_s:
+                open_.late_s = now_s + (now_s - attempt.started_s) * (LATE_TIMES - 1.0)
+                self._model.record(_observation(open_.choice, attempt, now_s, Stage.WAITING))
 
     def attempt(self, choice: Choice, attempt: Attempt, now_s: float) -> None:
         """One attempt ended or was given up."""
+        open_ = self._open.pop(id(attempt), None)
         outcome = attempt.outcome
         failure = outcome.result if outcome is not None and isinstance(outcome.result, Failure) else None
         if failure is not None and failure.cause is Cause.STALLED:
@@ -42,7 +90,12 @@ class Facts:
         self._metrics.attempts.labels(choice.node.binding.tier.value, label).inc()
         if failure is not None and failure.cause in (Cause.OVERLOADED, Cause.DRAINING, Cause.INVALID_INPUT):
             return  # nothing was computed, so nothing was learned about speed
-        self._corrections.record(_observation(choice, attempt, now_s, failure))
+        observation = _observation(choice, attempt, now_s, Stage.ENDED)
+        told = open_ is not None and open_.told
+        self._model.record(replace(observation, first_token_told=True) if told else observation)
+        if attempt.ttft_s is not None:
+            kept = attempt.ttft_s * 1000 <= choice.prediction.ttft_p95_ms
+            self._metrics.ttft_p95.labels(choice.node.binding.tier.value, "yes" if kept else "no").inc()
 
     def finished(self, run: RequestRun, finished: Finished) -> None:
         row, t, usage = run.row, finished.timings, finished.usage
@@ -87,34 +140,39 @@ class Facts:
         self._log.write(row)
 
 
-def _observation(choice: Choice, attempt: Attempt, now_s: float, failure: Failure | None) -> Observation:
-    p, stamps, outcome = choice.prediction, attempt.first_token, attempt.outcome
+def _observation(choice: Choice, attempt: Attempt, now_s: float, stage: Stage) -> Observation:
+    stamps, outcome = attempt.first_token, attempt.outcome
     waited_ms = (now_s - attempt.started_s) * 1000
     ttft_ms = None if attempt.ttft_s is None else attempt.ttft_s * 1000
     decode_ms = None
-    if ttft_ms is not None and attempt.tokens >= 2 and not attempt.consumer_was_slow:
-        decode_ms = (waited_ms - ttft_ms) / (attempt.tokens - 1)
+    if stage is Stage.ENDED and ttft_ms is not None and not attempt.consumer_was_slow:
+        decode_ms = (waited_ms - ttft_ms) / (attempt.tokens - 1) if attempt.tokens > 1 else None
     return Observation(
         node_id=attempt.node_id,
         variant_digest=choice.variant.digest,
+        model=choice.variant.model,
         hardware_class=choice.node.announcement.hardware_class,
-        predicted_ttft_ms=p.ttft_ms,
-        predicted_tpot_ms=p.tpot_ms,
+        boot_id=choice.node.announcement.boot_id,
+        prediction=choice.prediction,
+        stage=stage,
         actual_ttft_ms=waited_ms if ttft_ms is None else ttft_ms,
         actual_tpot_ms=decode_ms,
         queue_ms=stamps.queue_ms if stamps else 0.0,
         prefill_ms=stamps.prefill_ms if stamps else 0.0,
-        network_ms=p.network_ms,
-        ttft_factor=p.ttft_factor,
-        queue_factor=p.queue_factor,
-        predicted_queue_ms=p.queue_ms,
-        predicted_prefill_ms=p.prefill_ms,
-        predicted_fresh_share=p.fresh_share,
-        tpot_factor=p.tpot_factor,
         cached_tokens=stamps.cached_tokens if stamps else 0,
-        batch_size=stamps.batch_size if stamps else 0,
         prompt_tokens=stamps.prompt_tokens if stamps else 0,
+        batch_size=stamps.batch_size if stamps else 0,
         output_tokens=attempt.tokens,
-        outcome=Outcome.CANCELLED if outcome is None else Outcome.FAILED if failure else Outcome.FINISHED,
+        max_tokens=attempt.work.max_tokens,
+        stopped=outcome is not None and outcome.result is FinishReason.STOP,
+        outcome=_ended(attempt) if stage is Stage.ENDED else Outcome.RUNNING,
         censored=ttft_ms is None,
     )
+
+
+def _ended(attempt: Attempt) -> Outcome:
+    if attempt.outcome is None:
+        return Outcome.CANCELLED
+    if not isinstance(attempt.outcome.result, Failure):
+        return Outcome.FINISHED
+    return Outcome.TIMED_OUT if attempt.outcome.result.cause in _TOO_LATE else Outcome.FAILED

@@ -46,6 +46,12 @@ class Metrics:
             buckets=(0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0),
             registry=r,
         )
+        self.ttft_p95 = Counter(
+            "tidegate_ttft_p95_kept_total",
+            "Attempts whose first token came within its predicted 95th percentile: 95 of 100 are meant to",
+            ["tier", "kept"],
+            registry=r,
+        )
         self.tokens = Counter(
             "tidegate_tokens_total",
             "Prompt, cached and completion tokens",

@@ -22,7 +22,7 @@ from tidegate.routing.domain import (
     Work,
 )
 from tidegate.routing.explain import refusal_error
-from tidegate.routing.latency import BYTES_PER_TOKEN, FirstPrinciples
+from tidegate.routing.latency import BYTES_PER_TOKEN, LearnedLatency
 from tidegate.routing.plan import Refusal
 from tidegate.routing.policy import route
 
@@ -62,7 +62,7 @@ def local_route(
         on_miss=request.on_miss,
     )
     snapshot = Snapshot((state,), {state.node_id: state})
-    decided = route(snapshot, query, FirstPrinciples(), lambda: 0.0)
+    decided = route(snapshot, query, LearnedLatency(), lambda: 0.0)
     if isinstance(decided, Refusal):
         raise refusal_error(decided)
     choice = decided.first

@@ -1,16 +1,21 @@
 """How long a request would take on a node: prediction, and the odds of meeting a budget.
 
-`LatencyModel` is the seam; `FirstPrinciples` predicts from what a node measured of itself, its round trip
-and its queue, times a learned correction. A model that learns everything from outcomes comes in its place.
+`LatencyModel` is the seam. `LearnedLatency` expects what a node's report and load say, part by part, times
+what it has learned of each part from that node's own stamps; nodes it knows nothing of are like the others of
+their hardware class, and a class nobody knows is as it reports itself.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from tidegate.routing.correction import DEFAULT_SPREAD, Corrections
-from tidegate.routing.domain import Budget, NodeState, RouteQuery, Variant
+from tidegate.routing.curves import Curves
+from tidegate.routing.domain import Budget, NodeState, RouteQuery, Speeds, Variant
+from tidegate.routing.knowledge import MIN_OUTPUT_TOKENS, NETWORK_BASE_MS, QUEUED, Knowledge
+from tidegate.routing.lengths import Lengths
+from tidegate.routing.observation import Observation, Outcome, Stage
+from tidegate.routing.prediction import Prediction
 from tidegate.routing.prefix import BLOCK_BYTES, matched_blocks
 
 BYTES_PER_TOKEN = 4
@@ -18,39 +23,12 @@ BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 # Engines cut a prefill so that running answers wait no longer than about this for their next token.
 PREFILL_CHUNK_MS = 120.0
 
-# For nodes that announce no speed, or nonsense: slow enough to lose against anything measured.
-_MIN_TPS = 1e-3
-_UNKNOWN_PREFILL_TPS = 50.0
-_UNKNOWN_DECODE_TPS = 5.0
-# Cost of each further sequence in a batch, as a share of the step at batch 1, where only one batch size was
-# measured. A small CPU box measures 0.4 at four sequences, a GPU far less.
-_UNKNOWN_BATCH_SLOPE = 0.35
-_SQRT2 = math.sqrt(2.0)
-_erfc, _log = math.erfc, math.log
-
-
-class Prediction(NamedTuple):
-    """Medians in milliseconds. ttft = network + queue + prefill; total = ttft + (max_tokens - 1) * tpot.
-
-    `fresh_share` is the share of the prompt expected to need computing. The factors are the learned
-    corrections already contained: `ttft_factor` in prefill_ms, `queue_factor` in queue_ms, `tpot_factor` in
-    tpot_ms.
-    """
-
-    ttft_ms: float
-    tpot_ms: float
-    total_ms: float
-    queue_ms: float
-    prefill_ms: float
-    network_ms: float
-    cached_tokens: int
-    batch_size: int
-    ttft_factor: float = 1.0
-    tpot_factor: float = 1.0
-    queue_factor: float = 1.0
-    ttft_spread: float = DEFAULT_SPREAD
-    tpot_spread: float = DEFAULT_SPREAD
-    fresh_share: float = 1.0
+IDLE, BUSY = 0, 1
+# Classes learn from every node; once they know something, every fourth observation is enough.
+_CLASS_LEARNS_ALL, _CLASS_LEARNS_EACH = 64, 4
+_MAX_CURVES = 20_000
+# Every node fades a little this often.
+_FADE_ROUND_S = 60.0
 
 
 class LatencyModel(Protocol):
@@ -63,71 +41,199 @@ class LatencyModel(Protocol):
         ...
 
 
-class FirstPrinciples:
-    """Prefill of what is ahead, a slot, prefill of the uncached rest, then one step per token.
+class LearnedLatency:
+    """Learns from observations, online. Owned by one caller; time comes in through decay().
 
-    Speeds and the size of the error are corrected by what `corrections` has learned.
+    `half_life_s` is how fast knowledge of a node fades towards its class without news, `shunned_half_life_s`
+    how fast where the node looks so slow that nobody sends it anything: it must get another chance.
     """
 
-    def __init__(self, corrections: Corrections | None = None) -> None:
-        self._corrections = corrections if corrections is not None else Corrections()
+    def __init__(self, *, half_life_s: float = 300.0, shunned_half_life_s: float = 60.0) -> None:
+        if half_life_s <= 0.0 or shunned_half_life_s <= 0.0:
+            raise ValueError("half lives must be positive")
+        self._half_life_s = half_life_s
+        self._shunned_half_life_s = shunned_half_life_s
+        self._nodes: dict[tuple[str, str], Knowledge] = {}
+        self._classes: dict[tuple[str, str], Knowledge] = {}
+        self._unlearned = Knowledge()
+        self._curves: dict[str, Curves] = {}
+        self.lengths = Lengths()
+        self._now_s = 0.0
+        self._fading: list[tuple[str, str]] = []
+
+    # --- predicting ---
 
     def predict(self, node: NodeState, variant: Variant, query: RouteQuery) -> Prediction:
         load, sent, announced = node.load, node.in_flight, node.announcement
-        speeds = load.speeds or announced.speeds
         slots = announced.slots if announced.slots > 0 else 1
-        factors = self._corrections.factors(announced.node_id, variant.digest)
+        speeds = load.speeds or announced.speeds
+        known = self._nodes.get((announced.node_id, variant.digest))
+        if known is not None and known.boot_id == announced.boot_id:
+            curves = known.curves_of(speeds, slots)
+        else:
+            known = self._classes.get((announced.hardware_class, variant.digest), self._unlearned)
+            curves = self._report(announced.node_id, speeds)
         # What was just sent counts as load until the node acknowledges it.
         active = load.running + load.queued + sent.requests
-        prefill_tps = speeds.prefill_tokens_per_s
-        if not prefill_tps > _MIN_TPS:
-            prefill_tps = _UNKNOWN_PREFILL_TPS
         beside = active if active < slots else slots - 1
-        beside_step_ms = step_ms(speeds.decode, beside) if beside else 0.0
-
-        ahead_tokens = load.pending_prefill_tokens + sent.prefill_tokens
-        queue_ms = _prefill_ms(ahead_tokens, prefill_tps, beside_step_ms) if ahead_tokens else 0.0
-        if active >= slots:
-            pending = load.pending_decode_tokens + sent.decode_tokens
-            queue_ms += _slot_wait_ms(active, slots, pending, step_ms(speeds.decode, slots))
-        queue_ms *= factors.queue
-
+        beside_ms = curves.step(beside)
         cached = expected_cached_tokens(node, variant, query)
-        fresh = max(query.analysis.prompt_tokens - cached, 1)
+        asked = query.analysis.prompt_tokens
+        fresh = asked * self.lengths.prompt_ratio(variant.model) - (cached or known.spare_tokens)
+        if fresh < 1.0:
+            fresh = 1.0
+        fresh_ms = fresh * curves.ms_per_token
+        ahead_ms = (load.pending_prefill_tokens + sent.prefill_tokens) * curves.ms_per_token
+        if active >= slots:
+            regime = QUEUED
+            pending = load.pending_decode_tokens + sent.decode_tokens
+            waiting_ms = ahead_ms * (1.0 + beside_ms / PREFILL_CHUNK_MS)
+            queue_parts = (_slot_wait_ms(active, slots, pending, curves.step(slots)), waiting_ms)
+            theta = known.queue.theta
+            queue_ms = theta[0] * queue_parts[0] + theta[1] * waiting_ms
+            ahead_ms = 0.0
+        else:
+            regime = BUSY if active or ahead_ms else IDLE
+            queue_parts, queue_ms = (0.0, 0.0), 0.0
+        # Prefill shares one engine loop with running decodes: each chunk waits for one of their steps.
+        chunks = (fresh_ms + ahead_ms) / PREFILL_CHUNK_MS
+        beside_ms *= chunks if chunks > 1.0 else 1.0
+        theta = known.prefill.theta
+        prefill_parts = (curves.alone_ms, fresh_ms, ahead_ms, beside_ms)
+        behind_ms = theta[2] * ahead_ms
+        prefill_ms = theta[0] * curves.alone_ms + theta[1] * fresh_ms + theta[3] * beside_ms
+        if prefill_ms < curves.alone_ms and known.prefill.is_young:
+            # However few tokens are left, the weights are read once: no pass is shorter than a step alone.
+            prefill_ms = curves.alone_ms
         batch = beside + 1
-        own_step_ms = step_ms(speeds.decode, batch)
-        prefill_ms = _prefill_ms(fresh, prefill_tps, beside_step_ms)
-        if prefill_ms < own_step_ms:
-            # However few tokens are left, the weights are read once: no pass is shorter than a decode step.
-            prefill_ms = max(prefill_ms, step_ms(speeds.decode, 1))
-        prefill_ms *= factors.ttft
-        tpot_ms = own_step_ms * factors.tpot
-        ttft_ms = node.rtt_ms + queue_ms + prefill_ms
-        total_ms = ttft_ms + (query.max_tokens - 1 if query.max_tokens > 1 else 0) * tpot_ms
-        fresh_share = fresh / max(query.analysis.prompt_tokens, 1)
-        timing = (ttft_ms, tpot_ms, total_ms, queue_ms, prefill_ms, node.rtt_ms)
-        return Prediction(*timing, cached, batch, *factors, fresh_share)
+        step_parts = (curves.alone_ms, curves.step(batch) - curves.alone_ms)
+        theta = known.step.theta
+        tpot_ms = theta[0] * step_parts[0] + theta[1] * step_parts[1]
+        network_ms = known.network.theta[0] * (node.rtt_ms + NETWORK_BASE_MS) - NETWORK_BASE_MS
+        if network_ms < node.rtt_ms:
+            network_ms = node.rtt_ms
+        odds, of_ttft, of_tpot, of_total = known.scored(regime)
+        tokens = self.lengths.expect(variant.model, asked, query.max_tokens)
+        raw_ttft_ms = network_ms + queue_ms + behind_ms + prefill_ms
+        raw_total_ms = raw_ttft_ms + (tokens - 1.0) * tpot_ms
+        return Prediction(
+            raw_ttft_ms * of_ttft,
+            tpot_ms * of_tpot,
+            raw_total_ms * of_total,
+            (queue_ms + behind_ms) * of_ttft,
+            prefill_ms * of_ttft,
+            network_ms * of_ttft,
+            cached,
+            batch,
+            tokens,
+            odds,
+            raw_ttft_ms,
+            tpot_ms,
+            raw_total_ms,
+            regime,
+            fresh,
+            asked,
+            queue_parts,
+            prefill_parts,
+            step_parts,
+            node.rtt_ms,
+        )
 
     def p_meet(self, prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
         return p_meet(prediction, budget, elapsed_ms)
 
+    def _report(self, node_id: str, speeds: Speeds) -> Curves:
+        """The report of a node nothing is known about, as times."""
+        found = self._curves.get(node_id)
+        if found is None or not (found.speeds is speeds or found.speeds == speeds):
+            if len(self._curves) >= _MAX_CURVES:
+                self._curves.clear()
+            found = self._curves[node_id] = Curves(speeds)
+        return found
+
+    # --- learning ---
+
+    def record(self, observation: Observation) -> None:
+        """Learn from one attempt. A censored one only counts where it already took longer than expected."""
+        o = observation
+        pool = self._classes.get((o.hardware_class, o.variant_digest))
+        if pool is None:
+            pool = self._classes[o.hardware_class, o.variant_digest] = Knowledge()
+        known = self._nodes.get((o.node_id, o.variant_digest))
+        if known is None or known.boot_id != o.boot_id:
+            known = self._nodes[o.node_id, o.variant_digest] = Knowledge(pool, o.boot_id, self._now_s)
+            self._curves.pop(o.node_id, None)
+        _learn(known, o)
+        if pool.seen < _CLASS_LEARNS_ALL or known.seen % _CLASS_LEARNS_EACH == 0:
+            _learn(pool, o)
+        if o.stage is not Stage.ENDED:
+            return
+        if o.prompt_tokens > 0:
+            self.lengths.prompted(o.model, o.prediction.asked_tokens, o.prompt_tokens)
+        if o.output_tokens > 0 and o.outcome is Outcome.FINISHED:
+            self.lengths.answered(o.model, o.prediction.asked_tokens, o.output_tokens, stopped=o.stopped)
+
+    def decay(self, elapsed_s: float) -> None:
+        """Time went by without news. Call it every few seconds; each call looks at a share of the nodes."""
+        self._now_s += max(elapsed_s, 0.0)
+        if not self._fading:
+            self._fading = list(self._nodes)
+        share = math.ceil(len(self._nodes) * min(elapsed_s / _FADE_ROUND_S, 1.0))
+        for key in [self._fading.pop() for _ in range(min(share, len(self._fading)))]:
+            known = self._nodes.get(key)
+            if known is not None:
+                half_life_s = self._shunned_half_life_s if known.is_shunned() else self._half_life_s
+                known.fade(0.5 ** ((self._now_s - known.faded_s) / half_life_s))
+                known.faded_s = self._now_s
+                if known.is_forgotten():
+                    del self._nodes[key]
+
+    def forget(self, node_id: str) -> None:
+        """A node restarted: what was learned of that process is void. Its class keeps what it knows."""
+        for key in [key for key in self._nodes if key[0] == node_id]:
+            del self._nodes[key]
+        self._curves.pop(node_id, None)
+
+
+def _learn(known: Knowledge, o: Observation) -> None:
+    p, ttft_ms = o.prediction, o.actual_ttft_ms
+    if o.stage is Stage.WAITING:
+        known.late(p, ttft_ms or 0.0)
+        return
+    if ttft_ms is not None and not o.first_token_told:
+        if not o.censored:
+            known.missed_by(p, ttft_ms, known.first_token(o, ttft_ms))
+        elif ttft_ms > p.ttft_p95_ms:
+            known.missed_by(p, ttft_ms, known.late(p, ttft_ms))
+        elif ttft_ms > p.raw_ttft_ms:
+            known.late(p, ttft_ms)
+    if o.stage is Stage.ENDED and o.actual_tpot_ms is not None and o.output_tokens >= MIN_OUTPUT_TOKENS:
+        known.per_token(o, o.actual_tpot_ms)
+        if ttft_ms is not None and not o.censored:
+            known.missed_all_by(o, ttft_ms, o.actual_tpot_ms)
+
 
 def p_meet(prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
-    """P(all limited parts are met) when each part errs by a lognormal factor of the prediction's spread.
-
-    TTFT and per-token time are taken to err independently; the total contains both, so it takes the worse of
-    its own odds and theirs together. Monotone in every limit.
-    """
+    """P(all limited parts are met), from how far such predictions missed together. Rises with every limit."""
     ttft_ms, tpot_ms, total_ms = budget.ttft_ms, budget.tpot_ms, budget.total_ms
-    odds = 1.0
+    ttft = tpot = total = None
     if ttft_ms is not None:
-        odds = _within(prediction.ttft_ms, ttft_ms - elapsed_ms, prediction.ttft_spread)
+        if ttft_ms <= elapsed_ms:
+            return 0.0
+        ttft = (ttft_ms - elapsed_ms) / prediction.ttft_ms
+        if tpot_ms is None and total_ms is None:
+            return prediction.odds.ttft.within(ttft)
     if tpot_ms is not None:
-        odds *= _within(prediction.tpot_ms, tpot_ms, prediction.tpot_spread)
+        tpot = tpot_ms / prediction.tpot_ms
     if total_ms is not None:
-        spread = max(prediction.ttft_spread, prediction.tpot_spread)
-        odds = min(odds, _within(prediction.total_ms, total_ms - elapsed_ms, spread))
-    return odds
+        if total_ms <= elapsed_ms:
+            return 0.0
+        total = (total_ms - elapsed_ms) / prediction.total_ms
+    odds = prediction.odds.joint.within(ttft, tpot, total)
+    if ttft is None:
+        return odds
+    # Of the first token alone more is known, and of this node's load.
+    return min(odds, prediction.odds.ttft.within(ttft))
 
 
 def expected_cached_tokens(node: NodeState, variant: Variant, query: RouteQuery) -> int:
@@ -151,39 +257,6 @@ def expected_cached_tokens(node: NodeState, variant: Variant, query: RouteQuery)
     return min(tokens, limit) if limit > 0 else 0
 
 
-def step_ms(decode: tuple[tuple[int, float], ...], batch: int) -> float:
-    """Milliseconds of one decode step with `batch` sequences, from a measured curve.
-
-    Step time is close to affine in the batch size, so it is interpolated and extrapolated as a time, not as
-    a speed, and never falls with the batch even where the measurements do.
-    """
-    low_batch, low_ms, slope = 0, 0.0, 0.0
-    for size, per_sequence_tps in decode:
-        if size <= low_batch or not per_sequence_tps > _MIN_TPS:
-            continue
-        here_ms = 1000.0 / per_sequence_tps
-        if here_ms < low_ms:
-            here_ms = low_ms
-        if low_batch:
-            slope = (here_ms - low_ms) / (size - low_batch)
-        if size >= batch:
-            return here_ms if not low_batch else low_ms + slope * (batch - low_batch)
-        low_batch, low_ms = size, here_ms
-    if not low_batch:
-        low_batch, low_ms = 1, 1000.0 / _UNKNOWN_DECODE_TPS
-    if slope == 0.0:
-        slope = low_ms * _UNKNOWN_BATCH_SLOPE / low_batch
-    return low_ms + slope * max(batch - low_batch, 0)
-
-
-def _prefill_ms(tokens: int, tokens_per_s: float, beside_step_ms: float) -> float:
-    """Prefill shares one engine loop with running decodes: each chunk waits for one of their steps."""
-    compute_ms = 1000.0 * tokens / tokens_per_s
-    if beside_step_ms == 0.0:
-        return compute_ms
-    return compute_ms + math.ceil(compute_ms / PREFILL_CHUNK_MS) * beside_step_ms
-
-
 def _slot_wait_ms(active: int, slots: int, pending_decode_tokens: int, full_step_ms: float) -> float:
     """Until a slot is free, all slots decoding: E[first of `slots` to end], then one slot's share each.
 
@@ -192,12 +265,3 @@ def _slot_wait_ms(active: int, slots: int, pending_decode_tokens: int, full_step
     """
     mean_tokens = max(pending_decode_tokens, active) / active
     return full_step_ms * mean_tokens * (2.0 / (slots + 1) + (active - slots) / slots)
-
-
-def _within(predicted_ms: float, limit_ms: float, spread: float) -> float:
-    """Phi(ln(limit / predicted) / spread)."""
-    if limit_ms <= 0.0:
-        return 0.0
-    if predicted_ms <= 0.0:
-        return 1.0
-    return 0.5 * _erfc(_log(predicted_ms / limit_ms) / (spread * _SQRT2))

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tidegate.routing.domain import Budget, Code, NodeState, Route, RouteQuery, Variant
-from tidegate.routing.latency import Prediction
+from tidegate.routing.prediction import Prediction
 
 MAX_CANDIDATES = 16
 

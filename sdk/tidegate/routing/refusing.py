@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from tidegate.routing.domain import Budget, Code, RouteQuery
 from tidegate.routing.filters import PASSING, Filter
-from tidegate.routing.latency import LatencyModel, Prediction
+from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import MAX_CANDIDATES, Choice, Reason, Refusal, good_enough
+from tidegate.routing.prediction import Prediction
 
 RETRY_UNHEALTHY_MS = 1000.0
 RETRY_MIN_MS = 50.0

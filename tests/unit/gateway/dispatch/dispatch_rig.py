@@ -18,7 +18,6 @@ from gateway.dispatch.resume import ResumeTokens
 from gateway.state import Fleet, Sessions
 from gateway.telemetry import Metrics, RequestLog
 from gateway.upstream import AttemptStream, NotLinked
-from tidegate.routing.correction import Corrections
 from tidegate.routing.domain import (
     Analysis,
     AttemptKey,
@@ -38,7 +37,7 @@ from tidegate.routing.domain import (
     Usage,
     Work,
 )
-from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.policy import Tidegate
 
 FLEET_SECRET = b"a secret of the fleet"
@@ -133,9 +132,10 @@ class Rig:
         self.sessions = Sessions(b"k" * 32, stricter=CLASSES.stricter)
         self.metrics = Metrics()
         self.admission = Admission(in_flight)
-        self.corrections = Corrections()
+        self.latency = LearnedLatency()
         self.seen: list[GenerateEvent] = []
         log = RequestLog()
+        self.facts = Facts(self.latency, self.metrics, log, self.fleet.mark_stalled)
         self.dispatcher = Dispatcher(
             fleet=self.fleet,
             upstream=self.nodes,
@@ -143,8 +143,8 @@ class Rig:
             sessions=self.sessions,
             classes=CLASSES,
             policy=Tidegate(),
-            model=FirstPrinciples(corrections=self.corrections),
-            facts=Facts(self.corrections, self.metrics, log, self.fleet.mark_stalled),
+            model=self.latency,
+            facts=self.facts,
             metrics=self.metrics,
             log=log,
             admission=self.admission,

@@ -12,6 +12,7 @@ from gateway_fakes import DIGEST
 from gateway.dispatch.caller import Client
 from tidegate.routing.domain import (
     Accepted,
+    Budget,
     Cause,
     Code,
     Finish,
@@ -23,6 +24,7 @@ from tidegate.routing.domain import (
     SessionHint,
 )
 from tidegate.routing.plan import Plan, Refusal
+from tidegate.routing.prediction import Prediction
 
 pytestmark = pytest.mark.looptime
 SECRET = "the patient's name is Miller"
@@ -133,26 +135,78 @@ async def test_the_log_has_one_line_per_request_and_no_prompt_or_answer(
     assert SECRET.encode() not in rig.metrics.exposition()
 
 
+def predicted(rig: Rig) -> Prediction:
+    """What n1 is expected to take now."""
+    result = rig.dispatcher.explain(ask(), Client()).result
+    assert isinstance(result, Plan)
+    return next(c.prediction for c in result.choices if c.node.node_id == "n1")
+
+
 async def test_attempts_teach_the_speeds_of_their_node() -> None:
     rig = Rig(n1=[answer(8, every_s=1.0)])
-    before = rig.corrections.factors("n1", DIGEST)
+    before = predicted(rig)
     await rig.run(ask())
-    after = rig.corrections.factors("n1", DIGEST)
-    assert after.tpot > before.tpot
-    assert after.ttft > before.ttft
+    after = predicted(rig)
+    assert after.tpot_ms > 2 * before.tpot_ms
+    assert after.ttft_ms > 2 * before.ttft_ms
 
 
 async def test_a_slow_reader_does_not_make_its_node_look_slow() -> None:
     rig = Rig(n1=[answer(8, every_s=0.02)])
+    before = predicted(rig)
     async for _ in rig.dispatcher.generate(ask(), Client()):
         await asyncio.sleep(2.0)
-    assert rig.corrections.factors("n1", DIGEST).tpot == 1.0
+    assert predicted(rig).tpot_ms == before.tpot_ms
 
 
 async def test_refused_work_teaches_nothing() -> None:
     rig = Rig(n1=[fails(Cause.OVERLOADED, after_s=5.0)], n2=[answer(1)])
+    before = predicted(rig)
     await rig.run(ask())
-    assert rig.corrections.factors("n1", DIGEST).ttft == 1.0
+    assert predicted(rig).prefill_ms == before.prefill_ms
+
+
+async def test_a_first_token_teaches_before_its_answer_ends_and_only_once() -> None:
+    rig = Rig(n1=[answer(50, every_s=0.2)])
+    before = predicted(rig)
+    asked = asyncio.create_task(rig.run(ask()))
+    await asyncio.sleep(1.0)
+    assert predicted(rig).ttft_ms == before.ttft_ms
+    rig.facts.look(asyncio.get_running_loop().time())
+    known = predicted(rig).ttft_ms
+    assert known > before.ttft_ms
+    await asked
+    assert predicted(rig).ttft_ms == known
+    assert rig.count("tidegate_ttft_p95_kept_total", tier="edge", kept="no") == 1
+
+
+async def test_a_node_ten_times_slower_than_it_was_loses_its_traffic_within_five_seconds() -> None:
+    """Four requests a second; n1 is the cheapest and kept to 100 ms until second 10."""
+    loop = asyncio.get_running_loop()
+    rig = Rig(in_flight=200, n1=[answer(4, 0.1)] * 40 + [answer(4, 1.0)] * 400, n2=[answer(4, 0.15)] * 400)
+    began_s, sent_s = loop.time(), []
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(0.25)
+            rig.facts.look(loop.time())
+
+    async def one(number: int) -> None:
+        before = len(rig.nodes.works)
+        task = asyncio.create_task(rig.run(ask(f"r{number}", budget=Budget(ttft_ms=400.0))))
+        await asyncio.sleep(0)
+        if before < len(rig.nodes.works) and rig.nodes.works[before][0] == "n1":
+            sent_s.append(loop.time() - began_s)
+        await task
+
+    looking = asyncio.create_task(look())
+    async with asyncio.TaskGroup() as group:
+        for number in range(120):
+            group.create_task(one(number))
+            await asyncio.sleep(0.25)
+    looking.cancel()
+    assert len(sent_s) >= 40  # the control: until then it got all of them
+    assert max(sent_s) < 10.0 + 5.0
 
 
 async def test_metrics_name_tokens_and_times() -> None:

@@ -25,8 +25,8 @@ from tidegate.routing.domain import (
     Tier,
     Variant,
 )
-from tidegate.routing.latency import Prediction
-from tidegate.routing.observation import Observation
+from tidegate.routing.observation import Observation, Stage
+from tidegate.routing.prediction import Prediction
 
 SMALL = Variant("smol", "d-small", "Q4_0", 2048, 13.8, frozenset({"token_ids"}), ("small",))
 LARGE = Variant("smol", "d-large", "Q8_0", 8192, 11.3, frozenset({"token_ids", "logprobs"}), ("large",))
@@ -133,47 +133,35 @@ def observed(
     prediction: Prediction,
     *,
     name: str = "edge-0",
-    ttft_share: float | None = None,
-    tpot_share: float | None = None,
-    censored: bool = False,
+    boot: str = "boot",
+    ttft_times: float | None = None,
+    tpot_times: float | None = None,
+    queue_times: float = 1.0,
+    cached_tokens: int = 0,
+    prompt_tokens: int = 200,
     output_tokens: int = 32,
+    stage: Stage = Stage.ENDED,
+    **changes: object,
 ) -> Observation:
-    """What an attempt teaches whose node took `ttft_share` and `tpot_share` times what was predicted."""
-    node_ms = prediction.ttft_ms - prediction.network_ms
-    return Observation(
+    """What an attempt teaches whose node took so many times what its report lets expect, with its stamps."""
+    p = prediction
+    prefill_ms = sum(p.prefill_parts) * (1.0 if ttft_times is None else ttft_times)
+    queue_ms = p.queue_parts[0] * queue_times + p.queue_parts[1]
+    seen = Observation(
         node_id=f"id-{name}",
         variant_digest=SMALL.digest,
+        model=SMALL.model,
         hardware_class="cpu",
-        predicted_ttft_ms=prediction.ttft_ms,
-        predicted_tpot_ms=prediction.tpot_ms,
-        actual_ttft_ms=None if ttft_share is None else prediction.network_ms + node_ms * ttft_share,
-        actual_tpot_ms=None if tpot_share is None else prediction.tpot_ms * tpot_share,
-        network_ms=prediction.network_ms,
-        ttft_factor=prediction.ttft_factor,
-        tpot_factor=prediction.tpot_factor,
-        output_tokens=output_tokens,
-        censored=censored,
-    )
-
-
-def stamped(
-    prediction: Prediction,
-    *,
-    queue_ms: float = 0.0,
-    prefill_ms: float,
-    prompt_tokens: int = 200,
-    cached_tokens: int = 0,
-) -> Observation:
-    """A finished attempt with the node's stamps, whose TTFT is network + queue + prefill."""
-    return replace(
-        observed(prediction),
-        actual_ttft_ms=prediction.network_ms + queue_ms + prefill_ms,
+        boot_id=boot,
+        prediction=p,
+        stage=stage,
+        actual_ttft_ms=None if ttft_times is None else p.rtt_ms + queue_ms + prefill_ms,
+        actual_tpot_ms=None if tpot_times is None else sum(p.step_parts) * tpot_times,
         queue_ms=queue_ms,
         prefill_ms=prefill_ms,
-        prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
-        predicted_queue_ms=prediction.queue_ms,
-        predicted_prefill_ms=prediction.prefill_ms,
-        predicted_fresh_share=prediction.fresh_share,
-        queue_factor=prediction.queue_factor,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        max_tokens=64,
     )
+    return replace(seen, **changes)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from routing_fixtures import always, cloud, fleet, node, query
 
 from tidegate.routing.baselines import POLICY_NAMES, policy_named
 from tidegate.routing.domain import Budget, InFlight, NodeLoad, OnMiss, Placement, RouteQuery, Snapshot
-from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.plan import Pick, Plan, Reason, Refusal
 from tidegate.routing.policy import Policy
 
@@ -19,7 +19,7 @@ FLEET = fleet(
 
 
 def names(policy: Policy, snapshot: Snapshot = FLEET, asked: RouteQuery | None = None) -> list[str]:
-    plan = policy.route(snapshot, asked or query(), FirstPrinciples(), always(0.0))
+    plan = policy.route(snapshot, asked or query(), LearnedLatency(), always(0.0))
     assert isinstance(plan, Plan)
     assert plan.pick is Pick.BASELINE
     assert plan.policy == policy.name
@@ -49,7 +49,7 @@ def test_ties_go_by_chance() -> None:
     policy = policy_named("least-outstanding")
     seen = set()
     for chance in (0.0, 0.49, 0.51, 0.999):
-        plan = policy.route(snapshot, query(), FirstPrinciples(), always(chance))
+        plan = policy.route(snapshot, query(), LearnedLatency(), always(chance))
         assert isinstance(plan, Plan)
         seen.add((chance < 0.5, plan.first.node.announcement.name))
     assert seen == {(True, "a"), (False, "b")}
@@ -60,7 +60,7 @@ def test_a_placement_asked_for_beats_the_baseline() -> None:
 
 
 def test_no_node_in_the_tier_is_a_refusal() -> None:
-    decision = policy_named("always-cloud").route(fleet(node()), query(), FirstPrinciples(), always(0.0))
+    decision = policy_named("always-cloud").route(fleet(node()), query(), LearnedLatency(), always(0.0))
     assert isinstance(decision, Refusal)
     assert decision.reason is Reason.NOT_PERMITTED
 
@@ -68,14 +68,14 @@ def test_no_node_in_the_tier_is_a_refusal() -> None:
 @pytest.mark.parametrize("name", [n for n in POLICY_NAMES if n != "tidegate"])
 def test_baselines_are_blind_to_the_budget_but_say_so(name: str) -> None:
     asked = query(budget=Budget(ttft_ms=1.0), on_miss=OnMiss.REJECT)
-    plan = policy_named(name).route(FLEET, asked, FirstPrinciples(), always(0.0))
+    plan = policy_named(name).route(FLEET, asked, LearnedLatency(), always(0.0))
     assert isinstance(plan, Plan)
     assert plan.at_risk
 
 
 def test_nothing_to_choose_from_is_a_refusal_for_all() -> None:
     for name in POLICY_NAMES:
-        assert isinstance(policy_named(name).route(fleet(), query(), FirstPrinciples(), always(0.0)), Refusal)
+        assert isinstance(policy_named(name).route(fleet(), query(), LearnedLatency(), always(0.0)), Refusal)
 
 
 def test_an_unknown_name_lists_the_known() -> None:

@@ -8,11 +8,11 @@ from routing_fixtures import RESTRICTED, always, cloud, fleet, node, query
 from tidegate.routing.baselines import policy_named
 from tidegate.routing.domain import Budget, Code, Health, NodeLoad, OnMiss, RouteQuery, SessionHint, Snapshot
 from tidegate.routing.explain import explanation, refusal_error, refusal_explanation, refusal_message, why
-from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.plan import Plan, Reason, Refusal
 from tidegate.routing.policy import route
 
-MODEL = FirstPrinciples()
+MODEL = LearnedLatency()
 
 
 def plan_of(snapshot: Snapshot, asked: RouteQuery) -> Plan:

@@ -12,7 +12,7 @@ from routing_fixtures import LARGE, RESTRICTED, SMALL, always, cloud, fleet, nod
 from tidegate.routing.baselines import POLICY_NAMES, policy_named
 from tidegate.routing.domain import Budget, ClassRule, Health, NodeLoad, OnMiss, Placement, Snapshot, Tier
 from tidegate.routing.filters import Filter, apply_filters, in_class
-from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.plan import Plan
 
 
@@ -147,7 +147,7 @@ def test_no_policy_ever_plans_a_node_outside_the_data_class(
         min_p_good=min_p_good,
     )
     snapshot = fleet(*nodes)  # type: ignore[arg-type]
-    decision = policy_named(name).route(snapshot, asked, FirstPrinciples(), always(chance))
+    decision = policy_named(name).route(snapshot, asked, LearnedLatency(), always(chance))
     assert all(in_class(c.node, rule) for c in decision.choices)
     assert all(c.node.health is Health.READY for c in decision.choices)
     if isinstance(decision, Plan) and placement is not Placement.ANY:
@@ -155,7 +155,7 @@ def test_no_policy_ever_plans_a_node_outside_the_data_class(
 
 
 def test_positive_control_without_a_class_the_cloud_is_planned() -> None:
-    decision = policy_named("tidegate").route(fleet(cloud()), query(), FirstPrinciples(), always(0.0))
+    decision = policy_named("tidegate").route(fleet(cloud()), query(), LearnedLatency(), always(0.0))
     assert isinstance(decision, Plan)
     assert not in_class(decision.first.node, RESTRICTED)
 

@@ -7,20 +7,15 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from routing_fixtures import SMALL, cloud, node, observed, query
+from routing_fixtures import SMALL, cloud, node, query
 
-from tidegate.routing.correction import Corrections
+from tidegate.routing.curves import step_ms
 from tidegate.routing.domain import Budget, InFlight, NodeLoad, SessionHint, Speeds
-from tidegate.routing.latency import (
-    BLOCK_TOKENS,
-    FirstPrinciples,
-    Prediction,
-    expected_cached_tokens,
-    p_meet,
-    step_ms,
-)
+from tidegate.routing.latency import BLOCK_TOKENS, LearnedLatency, expected_cached_tokens, p_meet
+from tidegate.routing.odds import LogNormal, Odds, SampledJoint, SampledTtft
+from tidegate.routing.prediction import Prediction
 
-MODEL = FirstPrinciples()
+MODEL = LearnedLatency()
 FLAT = Speeds(1000.0, ((1, 100.0), (4, 50.0)))  # 1 ms a prompt token; steps of 10 ms alone, 20 ms at four
 
 
@@ -31,7 +26,9 @@ def predict(load: NodeLoad, in_flight: InFlight | None = None, **asked: object) 
 
 def test_an_idle_node_is_network_plus_prefill_plus_steps() -> None:
     p = predict(NodeLoad(), prompt_tokens=200, max_tokens=11)
-    assert p == pytest.approx((207.0, 10.0, 307.0, 0.0, 200.0, 7.0, 0, 1, 1.0, 1.0, 1.0, 0.25, 0.25, 1.0))
+    assert p[:8] == pytest.approx((207.0, 10.0, 307.0, 0.0, 200.0, 7.0, 0, 1), rel=0.01)
+    assert p.output_tokens == pytest.approx(11, rel=0.01)
+    assert p.ttft_p95_ms == pytest.approx(207 * math.exp(0.25 * 1.645), rel=0.001)
 
 
 def test_no_prefill_is_shorter_than_a_step() -> None:
@@ -48,7 +45,8 @@ def test_running_decodes_slow_prefill_and_steps() -> None:
 
 def test_pending_prefill_comes_first() -> None:
     p = predict(NodeLoad(running=1, pending_prefill_tokens=300), prompt_tokens=100)
-    assert p.queue_ms == pytest.approx(300 + 3 * 10)
+    assert p.queue_ms == pytest.approx(300)
+    assert p.prefill_ms == pytest.approx(100 + 400 / 120 * 10)
 
 
 def test_without_a_free_slot_decodes_must_end_first() -> None:
@@ -150,15 +148,24 @@ def test_a_warm_prefix_shortens_prefill_only() -> None:
     assert warm.tpot_ms == cold.tpot_ms
 
 
-_prediction = st.builds(
-    lambda ttft, tpot, n, a, b: Prediction(
-        ttft, tpot, ttft + n * tpot, 0.0, ttft, 0.0, 0, 1, ttft_spread=a, tpot_spread=b
+_ratios = st.floats(0.1, 10.0)
+_odds = st.one_of(
+    st.builds(lambda a, b: Odds(LogNormal(a), LogNormal(b)), st.floats(0.05, 2), st.floats(0.05, 2)),
+    st.builds(
+        lambda ttft, joint, stretch: Odds(
+            SampledTtft(ttft, stretch), SampledJoint(joint, (1.0, stretch, 1.0))
+        ),
+        st.lists(_ratios, min_size=2, max_size=30),
+        st.lists(st.tuples(_ratios, _ratios, _ratios), min_size=2, max_size=30),
+        st.floats(0.7, 3.0),
     ),
+)
+_prediction = st.builds(
+    lambda ttft, tpot, n, odds: Prediction(ttft, tpot, ttft + n * tpot, 0.0, ttft, 0.0, 0, 1, odds=odds),
     st.floats(0.1, 1e5),
     st.floats(0.1, 1e4),
     st.integers(0, 1000),
-    st.floats(0.05, 2),
-    st.floats(0.05, 2),
+    _odds,
 )
 _limit = st.one_of(st.none(), st.floats(0.1, 1e6))
 
@@ -193,13 +200,3 @@ def test_odds_at_the_median_are_even_and_a_spent_budget_is_lost() -> None:
     assert p_meet(p, Budget(ttft_ms=100.0), 100.0) == 0.0
     assert p_meet(p, Budget(total_ms=200.0 * math.exp(0.25 * 1.2815515)), 0.0) == pytest.approx(0.9)
     assert p_meet(p, Budget(), 1e9) == 1.0
-
-
-def test_corrections_scale_the_node_share_only() -> None:
-    table = Corrections(weight=1.0)
-    table.record(observed(FirstPrinciples().predict(node(), SMALL, query()), ttft_share=3.0, tpot_share=2.0))
-    plain = MODEL.predict(node(), SMALL, query())
-    corrected = FirstPrinciples(corrections=table).predict(node(), SMALL, query())
-    assert corrected.prefill_ms == pytest.approx(3 * plain.prefill_ms)
-    assert corrected.network_ms == plain.network_ms
-    assert corrected.tpot_ms == pytest.approx(2 * plain.tpot_ms)

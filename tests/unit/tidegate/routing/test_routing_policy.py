@@ -23,12 +23,12 @@ from tidegate.routing.domain import (
     SessionHint,
     Snapshot,
 )
-from tidegate.routing.latency import FirstPrinciples
+from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.plan import MAX_CANDIDATES, Pick, Plan, Reason, Refusal
 from tidegate.routing.policy import route
 from tidegate.routing.refusing import RETRY_UNHEALTHY_MS
 
-MODEL = FirstPrinciples()
+MODEL = LearnedLatency()
 SHOP = frozenset({"shop"})
 BUSY = NodeLoad(running=4, queued=6, pending_prefill_tokens=1500, pending_decode_tokens=900)
 

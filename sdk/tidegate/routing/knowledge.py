@@ -1,0 +1,179 @@
+"""What was learned of one node and variant, and pooled over one hardware class and variant.
+
+Queue, prefill and step are regressions of the node's own stamps on what its report and its load let expect;
+the network is the round trip plus what neither of them explains. Times to the first token and times per token
+are learned apart and never mixed. A node's prior is its class, a class's prior is the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidegate.routing.curves import Curves
+from tidegate.routing.domain import Speeds
+from tidegate.routing.observation import Observation
+from tidegate.routing.odds import Odds
+from tidegate.routing.prediction import Prediction
+from tidegate.routing.regression import Regression
+from tidegate.routing.residuals import ENOUGH, REGIMES, Residuals, odds_of
+
+# Of every way to a node and back this much is taken to be there beside the round trip.
+NETWORK_BASE_MS = 10.0
+MIN_OUTPUT_TOKENS = 3
+FULL_OUTPUT_TOKENS = 8
+QUEUED = 2
+
+_SPARE_WEIGHT, _MAX_SPARE = 0.1, 32.0
+# A report that moved by less than this is the same report.
+_SAME_REPORT = 0.05
+# Priors are worth this many observations: a class's word about a node counts for more than the node's own.
+_CLASS_PRECISION = 0.08
+_REPORT_PRECISION = 0.1
+# What is still waiting is worth less than an answer: how late it will be is not known yet.
+_LATE_STRENGTH = 0.7
+_MAX_LATE = 4.0
+# More ratios than this are lost when a node changes; these are the newest, of the change itself.
+_KEPT_AFTER_CHANGE = ENOUGH + 1
+
+Scored = tuple[Odds, float, float, float]
+
+
+class Knowledge:
+    """Of a node (`pool` is its class) or of a class (`pool` is None)."""
+
+    __slots__ = (
+        "_scored", "boot_id", "curves", "faded_s", "network", "pool", "prefill", "queue", "residuals",
+        "seen", "spare_tokens", "step",
+    )  # fmt: skip
+
+    def __init__(self, pool: Knowledge | None = None, boot_id: str = "", now_s: float = 0.0) -> None:
+        precision = _REPORT_PRECISION if pool is None else _CLASS_PRECISION
+        self.pool = pool
+        self.boot_id = boot_id
+        one = pool is not None
+        self.queue: Regression = Regression(pool.queue.theta if pool else (1.0, 1.0), precision, drifts=one)
+        self.prefill: Regression = Regression(
+            pool.prefill.theta if pool else (0.0, 1.0, 1.0, 1.0), precision, drifts=one
+        )
+        self.step: Regression = Regression(pool.step.theta if pool else (1.0, 1.0), precision, drifts=one)
+        self.network: Regression = Regression(pool.network.theta if pool else (1.0,), precision, drifts=one)
+        self.residuals = Residuals()
+        self.spare_tokens: float = pool.spare_tokens if pool else 0.0
+        self.curves: Curves | None = None
+        self.faded_s = now_s
+        self.seen = 0
+        self._scored: list[Scored | None] = [None] * REGIMES
+
+    def scored(self, regime: int) -> Scored:
+        """Odds and the medians of TTFT, per-token time and total, as ratios to the raw predictions."""
+        found = self._scored[regime]
+        if found is None:
+            pools = (self.residuals,) if self.pool is None else (self.residuals, self.pool.residuals)
+            found = self._scored[regime] = odds_of(pools, regime)
+        return found
+
+    def curves_of(self, speeds: Speeds, slots: int) -> Curves:
+        """The node's report as times. Where it moved, what was learned is put into its new units."""
+        old = self.curves
+        if old is not None and (old.speeds is speeds or old.speeds == speeds):
+            return old
+        new = Curves(speeds)
+        if old is None:
+            self.curves = new
+            return new
+        token, alone = new.ms_per_token / old.ms_per_token, new.alone_ms / old.alone_ms
+        full = new.step(slots) / old.step(slots)
+        if all(abs(ratio - 1.0) < _SAME_REPORT for ratio in (token, alone, full)):
+            return old
+        self.curves = new
+        self.queue.rebase((full, token))
+        self.prefill.rebase((alone, token, token, alone * token))
+        self.step.rebase((alone, full))
+        return new
+
+    # --- learning ---
+
+    def late(self, p: Prediction, waited_ms: float) -> bool:
+        """No first token after `waited_ms`: at least this long, which only counts where it is news."""
+        queue, prefill = self.queue.expect(p.queue_parts), self.prefill.expect(p.prefill_parts)
+        times = (waited_ms - p.network_ms) / max(queue + prefill, 1.0)
+        if times <= 1.0:
+            return False
+        times = min(times, _MAX_LATE)
+        changed = self.prefill.learn(p.prefill_parts, prefill * times, _LATE_STRENGTH)
+        if p.regime == QUEUED:
+            self.queue.learn(p.queue_parts, queue * times, _LATE_STRENGTH)
+        return changed
+
+    def first_token(self, o: Observation, ttft_ms: float) -> bool:
+        """Learns from the first token of an attempt; True when the node has changed."""
+        p = o.prediction
+        self.seen += 1
+        if o.prompt_tokens > 0:
+            path_ms = p.rtt_ms + NETWORK_BASE_MS
+            rest_ms = max(ttft_ms - p.rtt_ms - o.queue_ms - o.prefill_ms, 0.0)
+            changed = self.network.learn((path_ms,), path_ms + rest_ms)
+            if not p.cached_tokens:
+                self._spare(o.cached_tokens)
+            if p.regime == QUEUED:
+                self.queue.learn(p.queue_parts, o.queue_ms)
+            fresh_tokens = o.prompt_tokens - o.cached_tokens
+            return self.prefill.learn(_for_fresh(p, fresh_tokens), o.prefill_ms) or changed
+        # Without stamps all that is not network is the node's own work.
+        own = ttft_ms - p.network_ms - self.queue.expect(p.queue_parts)
+        return self.prefill.learn(p.prefill_parts, max(own, 1.0))
+
+    def per_token(self, o: Observation, tpot_ms: float) -> None:
+        strength = min((o.output_tokens - 1) / FULL_OUTPUT_TOKENS, 1.0)
+        self.step.learn(o.prediction.step_parts, tpot_ms, strength)
+
+    def missed_by(self, p: Prediction, ttft_ms: float, changed: bool) -> None:
+        """How far the first token missed its prediction, and whether it kept to the p95."""
+        residuals = self.residuals.ttft[p.regime]
+        residuals.add(ttft_ms / max(p.raw_ttft_ms, 1.0), ttft_ms > p.ttft_p95_ms)
+        if changed:
+            for regime in self.residuals.ttft:
+                regime.keep_newest(_KEPT_AFTER_CHANGE)
+            self._scored = [None] * REGIMES
+        else:
+            self._scored[p.regime] = None
+
+    def missed_all_by(self, o: Observation, ttft_ms: float, tpot_ms: float) -> None:
+        p = o.prediction
+        total_ms = ttft_ms + (o.output_tokens - 1) * tpot_ms
+        sample = (
+            ttft_ms / max(p.ttft_ms, 1.0),
+            tpot_ms / max(p.raw_tpot_ms, 1e-3),
+            total_ms / max(p.raw_total_ms, 1.0),
+        )
+        self.residuals.joint.add(sample, tpot_ms > p.tpot_p95_ms, total_ms > p.total_p95_ms)
+        self._scored = [None] * REGIMES
+
+    def _spare(self, cached_tokens: int) -> None:
+        """A moving mean of what was warm though nobody expected it: a template's opening, mostly."""
+        off = cached_tokens - self.spare_tokens
+        self.spare_tokens += _SPARE_WEIGHT * min(max(off, -_MAX_SPARE), _MAX_SPARE)
+
+    # --- forgetting ---
+
+    def is_shunned(self) -> bool:
+        """So much slower than its class that it may get no work any more, and so no chance to show better."""
+        return any(
+            regression.theta[part] > 2.0 * regression.prior[part]
+            for regression, part in ((self.prefill, 1), (self.step, 0), (self.network, 0))
+        )
+
+    def is_forgotten(self) -> bool:
+        """So little is left that the class says as much."""
+        return self.prefill.weight < 0.2 and self.step.weight < 0.2
+
+    def fade(self, keep: float) -> None:
+        for regression in (self.queue, self.prefill, self.step, self.network):
+            regression.fade(keep)
+
+
+def _for_fresh(p: Prediction, fresh_tokens: int) -> Sequence[float]:
+    """The parts as they would have been, had the tokens that really needed computing been known."""
+    const, fresh, ahead, beside = p.prefill_parts
+    actual = fresh * max(fresh_tokens, 1) / max(p.fresh_tokens, 1.0)
+    return (const, actual, ahead, beside * (actual + ahead) / max(fresh + ahead, 1e-6))

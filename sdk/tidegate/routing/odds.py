@@ -1,0 +1,183 @@
+"""How far predictions miss, as odds: from samples of actual / predicted, or a lognormal where there are none.
+
+All arguments and quantiles are ratios to the predicted medians. Odds are immutable and cheap to ask: a joint
+question costs a few bit operations, whatever the number of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+PRIOR_SPREAD = 0.25
+Z95 = 1.6448536
+# Beyond the samples the odds fade with this power of the ratio: the tail of a wide lognormal.
+TAIL_POWER = 6.0
+_SQRT2 = math.sqrt(2.0)
+_erfc, _log = math.erfc, math.log
+
+
+class TtftOdds(Protocol):
+    @property
+    def p95(self) -> float: ...
+
+    def within(self, ratio: float) -> float:
+        """P(actual / predicted <= ratio), continuous and rising."""
+        ...
+
+
+class JointOdds(Protocol):
+    @property
+    def tpot_p95(self) -> float: ...
+
+    @property
+    def total_p95(self) -> float: ...
+
+    def within(self, ttft: float | None, tpot: float | None, total: float | None) -> float:
+        """P(all ratios given are kept); rising in each of them."""
+        ...
+
+
+class LogNormal:
+    """Errors nobody has measured yet: a lognormal factor, of TTFT and per-token time independently."""
+
+    __slots__ = ("p95", "spread", "total_p95", "tpot_p95")
+
+    def __init__(self, spread: float = PRIOR_SPREAD) -> None:
+        self.spread = spread
+        self.p95 = self.tpot_p95 = self.total_p95 = math.exp(Z95 * spread)
+
+    def within(
+        self, ttft: float | None = None, tpot: float | None = None, total: float | None = None
+    ) -> float:
+        """The total contains both others, so it takes the worse of its own odds and theirs together."""
+        odds = 1.0
+        if ttft is not None:
+            odds = self._one(ttft)
+        if tpot is not None:
+            odds *= self._one(tpot)
+        return odds if total is None else min(odds, self._one(total))
+
+    def _one(self, ratio: float) -> float:
+        return 0.5 * _erfc(-_log(ratio) / (self.spread * _SQRT2)) if ratio > 0.0 else 0.0
+
+
+class SampledTtft:
+    """From at least two ratios. `stretch` is how much longer than the samples say an attempt may take."""
+
+    __slots__ = ("_ratios", "_stretch", "p95")
+
+    def __init__(self, ratios: Sequence[float], stretch: float = 1.0) -> None:
+        self._ratios = sorted(ratios)
+        self._stretch = stretch
+        self.p95 = quantile(self._ratios, 0.95) * stretch
+
+    def within(self, ratio: float) -> float:
+        ratios, ratio = self._ratios, ratio / self._stretch
+        size, at = len(ratios), bisect_right(self._ratios, ratio)
+        if at == size:
+            return 1.0 - math.pow(ratios[-1] / ratio, TAIL_POWER) / (size + 1)
+        if at == 0:
+            return math.pow(max(ratio, 0.0) / ratios[0], TAIL_POWER) / (size + 1)
+        low, high = ratios[at - 1], ratios[at]
+        return (at + (ratio - low) / (high - low)) / (size + 1)
+
+
+class _Part:
+    """One of the three parts of the samples: which of them keep to a ratio, as bits."""
+
+    __slots__ = ("_masks", "_ratios", "_stretch", "p95")
+
+    def __init__(self, ratios: Sequence[float], stretch: float) -> None:
+        order = sorted(range(len(ratios)), key=ratios.__getitem__)
+        self._ratios = [ratios[i] for i in order]
+        self._stretch = stretch
+        self.p95 = quantile(self._ratios, 0.95) * stretch
+        masks = [0]
+        for i in order:
+            masks.append(masks[-1] | 1 << i)
+        self._masks = masks
+
+    def keeping(self, ratio: float) -> int:
+        return self._masks[bisect_right(self._ratios, ratio / self._stretch)]
+
+    def beyond(self, ratio: float) -> float:
+        """How likely the tail behind the last sample still misses, in (0, 1]; `ratio` is beyond it."""
+        return math.pow(self._ratios[-1] * self._stretch / ratio, TAIL_POWER)
+
+
+class SampledJoint:
+    """From samples of all three ratios of the same attempts, so that what errs together counts together."""
+
+    __slots__ = ("_all", "_size", "_total", "_tpot", "_ttft", "total_p95", "tpot_p95")
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[float, float, float]],
+        stretch: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        self._size = len(samples)
+        self._all = (1 << self._size) - 1
+        self._ttft, self._tpot, self._total = (_Part([s[i] for s in samples], stretch[i]) for i in range(3))
+        self.tpot_p95, self.total_p95 = self._tpot.p95, self._total.p95
+
+    def within(self, ttft: float | None, tpot: float | None, total: float | None) -> float:
+        keeping, size = self._all, self._size + 1
+        if ttft is not None:
+            keeping = self._ttft.keeping(ttft)
+        if tpot is not None:
+            keeping &= self._tpot.keeping(tpot)
+        if total is not None:
+            keeping &= self._total.keeping(total)
+        if keeping == self._all:
+            return 1.0 - self._beyond(ttft, tpot, total) / size
+        if keeping:
+            return (keeping.bit_count() + 0.5) / size
+        smallest = min(r for r in (ttft, tpot, total) if r is not None)
+        return 0.5 * math.pow(min(max(smallest, 0.0), 1.0), TAIL_POWER) / size
+
+    def _beyond(self, ttft: float | None, tpot: float | None, total: float | None) -> float:
+        worst = 0.0
+        if ttft is not None:
+            worst = self._ttft.beyond(ttft)
+        if tpot is not None:
+            worst = max(worst, self._tpot.beyond(tpot))
+        if total is not None:
+            worst = max(worst, self._total.beyond(total))
+        return worst
+
+
+class Odds(NamedTuple):
+    """What one prediction carries."""
+
+    ttft: TtftOdds
+    joint: JointOdds
+
+    @property
+    def ttft_p95(self) -> float:
+        return self.ttft.p95
+
+    @property
+    def tpot_p95(self) -> float:
+        return self.joint.tpot_p95
+
+    @property
+    def total_p95(self) -> float:
+        return self.joint.total_p95
+
+
+_LOGNORMAL = LogNormal()
+PRIOR = Odds(_LOGNORMAL, _LOGNORMAL)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """With the rank share * (n + 1), as conformal prediction asks; beyond the last sample it is the last."""
+    rank = share * (len(ordered) + 1) - 1.0
+    if rank <= 0.0:
+        return ordered[0]
+    at = int(rank)
+    if at >= len(ordered) - 1:
+        return ordered[-1]
+    return ordered[at] + (rank - at) * (ordered[at + 1] - ordered[at])

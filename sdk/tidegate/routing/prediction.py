@@ -1,0 +1,50 @@
+"""What is predicted of an attempt, and what the prediction was made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tidegate.routing.odds import PRIOR, Odds
+
+
+class Prediction(NamedTuple):
+    """Milliseconds. The times are medians: ttft = network + queue + prefill; total = ttft + the rest.
+
+    `output_tokens` is how long the answer is expected to become. `odds` knows how far such predictions miss.
+    The rest is for learning: raw times are means before the medians of the misses were applied, and `parts`
+    (of queue, prefill and step) are milliseconds as the node's own report has them.
+    """
+
+    ttft_ms: float
+    tpot_ms: float
+    total_ms: float
+    queue_ms: float
+    prefill_ms: float
+    network_ms: float
+    cached_tokens: int
+    batch_size: int
+    output_tokens: float = 1.0
+    odds: Odds = PRIOR
+    raw_ttft_ms: float = 0.0
+    raw_tpot_ms: float = 0.0
+    raw_total_ms: float = 0.0
+    regime: int = 0
+    fresh_tokens: float = 1.0
+    asked_tokens: int = 1
+    queue_parts: tuple[float, float] = (0.0, 0.0)
+    prefill_parts: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    step_parts: tuple[float, float] = (0.0, 0.0)
+    rtt_ms: float = 0.0
+
+    @property
+    def ttft_p95_ms(self) -> float:
+        """What 95 of 100 such attempts keep to."""
+        return self.ttft_ms * self.odds.ttft_p95
+
+    @property
+    def tpot_p95_ms(self) -> float:
+        return self.tpot_ms * self.odds.tpot_p95
+
+    @property
+    def total_p95_ms(self) -> float:
+        return self.total_ms * self.odds.total_p95

@@ -1,0 +1,138 @@
+"""How far predictions missed of late, and how often they did: what becomes odds.
+
+Ratios actual / predicted are kept in windows: of TTFT per regime (an idle node, a busy one, one with a queue
+miss differently), and of the three parts together. How often the predicted p95 was exceeded is counted too,
+as chosen and as sent, and stretches the next one until 95 of 100 attempts keep to it (adaptive conformal
+prediction with a tracked quantile): samples alone are always a little too old.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+from tidegate.routing.odds import PRIOR, JointOdds, Odds, SampledJoint, SampledTtft, TtftOdds, quantile
+
+# A 95th percentile needs 19 samples: the largest of them is one.
+ENOUGH = 19
+WINDOW = 100
+JOINT_WINDOW = 64
+REGIMES = 3
+MISSES = 0.05
+STEP = 0.04
+_MAX_STRETCH = 3.0
+_MIN_STRETCH = 0.7
+# A fresh window is sorted again after this share of it is new.
+_STALE_SHARE = 12
+
+
+class Stretch:
+    """Follows how often a predicted p95 is exceeded: a miss stretches it by STEP, a hit lets go of a 19th."""
+
+    __slots__ = ("log",)
+
+    def __init__(self) -> None:
+        self.log = 0.0
+
+    @property
+    def factor(self) -> float:
+        return math.exp(self.log)
+
+    def count(self, missed: bool) -> None:
+        moved = self.log + STEP * ((1.0 if missed else 0.0) - MISSES)
+        self.log = min(max(moved, math.log(_MIN_STRETCH)), math.log(_MAX_STRETCH))
+
+
+class TtftResiduals:
+    """Of one regime: ratios to the raw prediction, their median, and the odds around it."""
+
+    __slots__ = ("_new", "median", "odds", "ratios", "stretch")
+
+    def __init__(self) -> None:
+        self.ratios: deque[float] = deque(maxlen=WINDOW)
+        self.stretch = Stretch()
+        self.median = 1.0
+        self.odds: TtftOdds | None = None
+        self._new = 0
+
+    def add(self, ratio: float, missed: bool) -> None:
+        self.ratios.append(ratio)
+        self.stretch.count(missed)
+        self._new += 1
+        if missed or self._new * _STALE_SHARE >= len(self.ratios):
+            self.sort()
+
+    def sort(self) -> None:
+        self._new = 0
+        if len(self.ratios) < ENOUGH:
+            self.median, self.odds = 1.0, None
+            return
+        ordered = sorted(self.ratios)
+        self.median = median = quantile(ordered, 0.5)
+        self.odds = SampledTtft([r / median for r in ordered], self.stretch.factor)
+
+    def keep_newest(self, count: int) -> None:
+        """The node has changed: what was true before says nothing."""
+        while len(self.ratios) > count:
+            self.ratios.popleft()
+        self.sort()
+
+
+class JointResiduals:
+    """Samples of (TTFT, per-token, total) of the same attempts, each as a ratio to its median."""
+
+    __slots__ = ("_new", "medians", "odds", "samples", "total", "tpot")
+
+    def __init__(self) -> None:
+        self.samples: deque[tuple[float, float, float]] = deque(maxlen=JOINT_WINDOW)
+        self.tpot, self.total = Stretch(), Stretch()
+        self.medians = (1.0, 1.0)
+        self.odds: JointOdds | None = None
+        self._new = 0
+
+    def add(self, sample: tuple[float, float, float], missed_tpot: bool, missed_total: bool) -> None:
+        self.samples.append(sample)
+        self.tpot.count(missed_tpot)
+        self.total.count(missed_total)
+        self._new += 1
+        if self._new * _STALE_SHARE >= len(self.samples):
+            self.sort()
+
+    def sort(self) -> None:
+        self._new = 0
+        if len(self.samples) < ENOUGH:
+            self.medians, self.odds = (1.0, 1.0), None
+            return
+        tpot, total = (quantile(sorted(s[i] for s in self.samples), 0.5) for i in (1, 2))
+        self.medians = (tpot, total)
+        self.odds = SampledJoint(
+            [(a, b / tpot, c / total) for a, b, c in self.samples],
+            (1.0, self.tpot.factor, self.total.factor),
+        )
+
+
+class Residuals:
+    """All that one node and variant, or one hardware class, missed by."""
+
+    __slots__ = ("joint", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft = tuple(TtftResiduals() for _ in range(REGIMES))
+        self.joint = JointResiduals()
+
+
+def odds_of(pools: Iterable[Residuals], regime: int) -> tuple[Odds, float, float, float]:
+    """The odds of the first pool that knows enough, part by part, and medians of TTFT, per-token, total."""
+    ttft, joint = None, None
+    for pool in pools:
+        if ttft is None and pool.ttft[regime].odds is not None:
+            ttft = pool.ttft[regime]
+        if joint is None and pool.joint.odds is not None:
+            joint = pool.joint
+    odds = Odds(
+        PRIOR.ttft if ttft is None or ttft.odds is None else ttft.odds,
+        PRIOR.joint if joint is None or joint.odds is None else joint.odds,
+    )
+    tpot, total = (1.0, 1.0) if joint is None else joint.medians
+    return odds, 1.0 if ttft is None else ttft.median, tpot, total
