@@ -30,6 +30,17 @@ class SamplingSection(Section):
     )
 
 
+class AdapterSection(Section):
+    """A LoRA adapter that requests may name, as MODEL:NAME or by its own member."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Name that requests use",
+    )
+    path: Path = Field(description="GGUF file of the adapter")
+    scale: float = Field(default=1.0, ge=-10, le=10, description="How strongly it is applied")
+
+
 class LlamaCppSection(Section):
     """llama.cpp in a child process."""
 
@@ -48,6 +59,9 @@ class LlamaCppSection(Section):
         default=None, description="Jinja chat template instead of the one inside the GGUF file"
     )
     sampling: SamplingSection = Field(default=SamplingSection(), description="Sampling defaults of requests")
+    adapters: tuple[AdapterSection, ...] = Field(
+        default=(), max_length=32, description="LoRA adapters, loaded with the model and chosen per request"
+    )
     load_timeout_s: float = Field(
         default=120.0, gt=0, description="Longest time to load the model, in seconds"
     )

@@ -74,7 +74,9 @@ class Analyzer:
                 data = _leading_bytes(request.messages, limit)
         except UnicodeEncodeError:
             return ()
-        return prefix_names(data, self._tenant_key(request.tenant), max_blocks=self._max_blocks)
+        # What one adapter computed is of no use to another.
+        key = self._tenant_key(f"{request.adapter}\0{request.tenant}" if request.adapter else request.tenant)
+        return prefix_names(data, key, max_blocks=self._max_blocks)
 
     def _tenant_key(self, tenant: str) -> bytes:
         key = self._tenant_keys.get(tenant)

@@ -239,6 +239,7 @@ class Dispatcher:
             ttft_remaining_ms=None if ttft_ms is None else max(1.0, ttft_ms - elapsed_ms),
             priority=request.priority,
             credits=self._options.credits,
+            adapter=request.adapter,
         )
         return Attempt(
             self._upstream,

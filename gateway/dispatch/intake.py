@@ -10,7 +10,14 @@ from gateway.dispatch.levels import DataClasses, Levels
 from gateway.dispatch.run import RequestRun
 from gateway.state import Sessions
 from gateway.telemetry import RequestRow
-from tidegate.routing.domain import Analysis, Code, GenerateRequest, RouteQuery, ServeError
+from tidegate.routing.domain import (
+    Analysis,
+    Code,
+    GenerateRequest,
+    RouteQuery,
+    ServeError,
+    adapter_capability,
+)
 from tidegate.routing.prefix import canonical_bytes
 
 # What a node's link takes. Escaping in the canonical form can make an input larger than its request was.
@@ -72,6 +79,7 @@ class Intake:
             session=self._sessions.hint(session) if session else None,
             priority=request.priority,
             tenant=client.tenant,
+            needs=frozenset({adapter_capability(request.adapter)}) if request.adapter else frozenset(),
         )
         return RequestRun(
             request=request,

@@ -32,6 +32,7 @@ from tidegate.routing.domain import (
     Tier,
     Variant,
     Work,
+    adapter_capability,
 )
 from tidegate.routing.prefix import canonical_bytes, prefix_names
 
@@ -169,6 +170,10 @@ class LocalBackend:
                 reason="PLACEMENT_NOT_HERE",
                 param="placement",
             )
+        if request.adapter and adapter_capability(request.adapter) not in variant.capabilities:
+            raise ServeError(
+                Code.NOT_FOUND, "this node has no such adapter", reason="ADAPTER_NOT_FOUND", param="adapter"
+            )
         if request.prompt is None:
             kind, data = InputKind.CHAT, canonical_bytes(request.messages)
         else:
@@ -184,11 +189,12 @@ class LocalBackend:
             sampling=request.sampling,
             max_tokens=request.max_tokens or self._default_max_tokens,
             stop=request.stop,
-            prefix_hashes=prefix_names(data, self._prefix_key),
+            prefix_hashes=prefix_names(data, self._prefix_key + request.adapter.encode()),
             remaining_ms=request.remaining_ms,
             ttft_remaining_ms=request.budget.ttft_ms,
             priority=request.priority,
             credits=UNLIMITED_CREDITS,
+            adapter=request.adapter,
         )
 
     def _submit(self, work: Work) -> None:

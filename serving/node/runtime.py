@@ -28,6 +28,7 @@ from tidegate.routing.domain import (
     StepBatch,
     Usage,
     Work,
+    adapter_capability,
 )
 
 logger = logging.getLogger(__name__)
@@ -207,6 +208,8 @@ class NodeRuntime:
             raise WorkRefused(Failure(Cause.FENCED, "this or a higher attempt of the request was seen"))
         if work.remaining_ms is not None and work.remaining_ms <= 0:
             raise WorkRefused(Failure(Cause.DEADLINE, "no time was left when the work arrived"))
+        if work.adapter and not self._has_adapter(work.adapter):
+            raise WorkRefused(Failure(Cause.UNKNOWN_VARIANT, "the adapter is not loaded here"))
         try:
             self._engine.submit(work)
         except EngineRefused as refused:
@@ -224,6 +227,11 @@ class NodeRuntime:
         self._active[work.key] = active
         self._empty.clear()
         self._tell_load()
+
+    def _has_adapter(self, name: str) -> bool:
+        """Engines without adapters would answer without it."""
+        wanted = adapter_capability(name)
+        return any(wanted in variant.capabilities for variant in self.info.variants)
 
     def cancel(self, key: AttemptKey) -> None:
         """The listener hears nothing more of this attempt."""

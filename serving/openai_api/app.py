@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -64,6 +65,7 @@ class _Front:
             tenant=caller.tenant,
             elapsed_ms=(time.monotonic() - began_s) * 1000,
         )
+        asked = self._with_adapter(asked)
         if asked.explain and not (caller.is_admin or _listens_on_loopback(request)):
             raise ServeError(
                 Code.PERMISSION_DENIED, "Explanations name nodes and need an admin key", param="explain"
@@ -73,6 +75,16 @@ class _Front:
             return await self._whole(asked, answer)
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         return await self._streamed(request, asked, answer, include_usage=wants_usage)
+
+    def _with_adapter(self, asked: GenerateRequest) -> GenerateRequest:
+        """MODEL:ADAPTER asks for an adapter, unless a model has that very name."""
+        model, colon, adapter = asked.model.rpartition(":")
+        if not colon or asked.adapter or not adapter:
+            return asked
+        cards = self._backend.models(asked.tenant)
+        if _find(cards, asked.model) is not None or not (model == "auto" or _find(cards, model)):
+            return asked
+        return replace(asked, model=model, adapter=adapter)
 
     async def _whole(self, asked: GenerateRequest, answer: Answer) -> web.StreamResponse:
         async with running(self._backend, asked) as events, self._answers.one():

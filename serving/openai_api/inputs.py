@@ -54,6 +54,7 @@ class TidegateInputs(BaseModel):
     priority: Annotated[int, Field(ge=-10, le=10)] | None = None
     explain: bool | None = None
     early_accept: bool | None = None
+    adapter: _Label | None = None
 
     def over(self, other: TidegateInputs) -> TidegateInputs:
         """These inputs where they say something, `other`'s where they do not."""

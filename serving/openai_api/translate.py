@@ -133,6 +133,7 @@ def to_request(
         on_miss=asked.on_miss or OnMiss.BEST_EFFORT,
         early_accept=bool(asked.early_accept),
         explain=bool(asked.explain),
+        adapter=asked.adapter or "",
         remaining_ms=remaining_ms,
         **_text_and_length(body),
     )

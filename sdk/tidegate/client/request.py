@@ -69,6 +69,8 @@ class GenerateOptions(TypedDict, total=False):
     explain: bool
     # Chosen by the SDK when not given.
     request_id: str
+    # LoRA adapter of the model to answer with.
+    adapter: str
 
 
 _OPTIONS = frozenset(GenerateOptions.__annotations__)

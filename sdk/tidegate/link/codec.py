@@ -180,6 +180,7 @@ def work_to_pb(work: Work, first_fragment: bytes) -> node_pb2.Work:
         replay_token_ids=work.replay_token_ids,
         detach_grace_ms=work.detach_grace_ms,
         work_seq=work.work_seq,
+        adapter=work.adapter,
     )
 
 
@@ -203,6 +204,7 @@ def work_from_pb(pb: node_pb2.Work) -> Work:
         replay_token_ids=tuple(pb.replay_token_ids),
         detach_grace_ms=pb.detach_grace_ms,
         work_seq=pb.work_seq,
+        adapter=pb.adapter,
     )
 
 

@@ -67,6 +67,7 @@ def encode_generate_request(request: GenerateRequest) -> pb.GenerateRequest:
         on_miss=ON_MISS[request.on_miss],
         early_accept=request.early_accept,
         explain=request.explain,
+        adapter=request.adapter,
     )
     if request.prompt is not None:
         message.prompt = request.prompt
@@ -108,6 +109,7 @@ def decode_generate_request(
         early_accept=message.early_accept,
         explain=message.explain,
         remaining_ms=remaining_ms,
+        adapter=message.adapter,
     )
     return check_request(request)
 

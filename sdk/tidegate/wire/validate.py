@@ -43,7 +43,7 @@ def check_request(request: GenerateRequest) -> GenerateRequest:
         raise invalid("min_p_good", "must be in [0, 1]")
     if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
         raise invalid("priority", f"must be between -{MAX_PRIORITY} and {MAX_PRIORITY}")
-    for name in ("model", "data_class", "session_id"):
+    for name in ("model", "data_class", "session_id", "adapter"):
         value = getattr(request, name)
         if len(value) > MAX_LABEL_CHARS:
             raise invalid(name, f"is longer than {MAX_LABEL_CHARS} characters")

@@ -17,7 +17,7 @@ from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, read_entry
 from serving.engines.llama_cpp.fit import check_model
 from serving.engines.llama_cpp.gguf_check import GgufHeader
-from serving.engines.llama_cpp.identity import describe
+from serving.engines.llama_cpp.identity import adapter_identities, describe
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
 from serving.engines.llama_cpp.outbox import Outbox
 from serving.engines.llama_cpp.process import ChildProcess
@@ -75,6 +75,7 @@ class LlamaCppEngine:
 
     async def start(self) -> EngineInfo:
         """Checks the file, loads and measures. Raises EngineUnavailable."""
+        adapters = await asyncio.to_thread(adapter_identities, self._settings.adapters)
         header, entry, child, ready = await self._load_model()
         quantization = entry.quantization if entry else header.quantization
         if lacks_fast_kernel(quantization, self._settings.n_gpu_layers, ready):
@@ -94,7 +95,7 @@ class LlamaCppEngine:
         ]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
-        return describe(self._settings, header, entry, self._digest, ready, self._current_speeds())
+        return describe(self._settings, header, entry, self._digest, ready, self._current_speeds(), adapters)
 
     async def _load_model(self) -> tuple[GgufHeader, CatalogEntry | None, ChildProcess, Frame]:
         path = self._settings.model_path
@@ -117,6 +118,8 @@ class LlamaCppEngine:
             raise EngineRefused(Failure(Cause.DRAINING, "the engine is stopping"))
         if work.variant_digest and work.variant_digest != self._digest:
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "another variant is loaded"))
+        if work.adapter and all(adapter.name != work.adapter for adapter in self._settings.adapters):
+            raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "the adapter is not loaded here"))
         if work.key in self._ledger:
             raise EngineRefused(Failure(Cause.FENCED, "this attempt runs already"))
         limit = self._settings.slots + self._settings.queue_limit

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import platform
+from collections.abc import Sequence
 
-from serving.engines.base import EngineInfo
-from serving.engines.llama_cpp.catalog import CatalogEntry
-from serving.engines.llama_cpp.gguf_check import GgufHeader
+from serving.engines.base import EngineInfo, EngineUnavailable
+from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest
+from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.protocol import Frame
-from serving.engines.llama_cpp.settings import LlamaCppSettings
-from tidegate.routing.domain import ReplayClass, Speeds, Variant
+from serving.engines.llama_cpp.settings import Adapter, LlamaCppSettings
+from tidegate.routing.domain import ReplayClass, Speeds, Variant, adapter_capability
 
 
 def describe(
@@ -21,15 +22,25 @@ def describe(
     digest: str,
     ready: Frame,
     speeds: Speeds,
+    adapters: Sequence[str] = (),
 ) -> EngineInfo:
-    """From the file's header, its catalog entry if it has one, and what the child said when it was ready."""
+    """From the file's header, its catalog entry if it has one, and what the child said when it was ready.
+
+    `adapters` are the identities of the adapters (see adapter_identities).
+    """
     variant = Variant(
         model=settings.model,
         digest=digest,
         quantization=entry.quantization if entry else header.quantization,
         context_tokens=ready["context_tokens"],
         perplexity=entry.perplexity if entry else None,
-        capabilities=frozenset({"text", "token_ids", *(["chat"] if ready["template"] else [])}),
+        capabilities=frozenset(
+            {
+                *("text", "token_ids"),
+                *(["chat"] if ready["template"] else []),
+                *(adapter_capability(adapter.name) for adapter in settings.adapters),
+            }
+        ),
         aliases=settings.aliases,
         accuracy=entry.figures.accuracy if entry and entry.figures else None,
     )
@@ -39,15 +50,27 @@ def describe(
         queue_limit=settings.queue_limit,
         build=ready["build"],
         replay_class=ReplayClass.TOKENS,
-        replay_digest=replay_digest(digest, ready["build"], settings.kv_type, ready["template"]),
+        replay_digest=replay_digest(digest, ready["build"], settings.kv_type, ready["template"], adapters),
         hardware_class=hardware_class(settings.threads, settings.n_gpu_layers),
         speeds=speeds,
     )
 
 
-def replay_digest(digest: str, build: str, kv_type: str, template: str) -> str:
-    """Equal digests: one engine's tokens can be replayed into the other."""
-    return hashlib.sha256("\0".join((digest, build, kv_type, template)).encode()).hexdigest()
+def replay_digest(digest: str, build: str, kv_type: str, template: str, adapters: Sequence[str] = ()) -> str:
+    """Equal digests: one engine's tokens can be replayed into the other, with any adapter."""
+    parts = (digest, build, kv_type, template, *sorted(adapters))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def adapter_identities(adapters: Sequence[Adapter]) -> list[str]:
+    """Name, file and scale of each. Blocks. Raises EngineUnavailable for a file that is no adapter."""
+    found = []
+    for adapter in adapters:
+        values = read_gguf(adapter.path).values
+        if values.get("general.type") != "adapter" or values.get("adapter.type") != "lora":
+            raise EngineUnavailable(f"{adapter.path} is no LoRA adapter (its general.type is another)")
+        found.append(f"{adapter.name} {file_digest(adapter.path)} {adapter.scale:g}")
+    return found
 
 
 def hardware_class(threads: int, n_gpu_layers: int) -> str:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from serving.engines.llama_cpp.adapters import Adapters, Turns
 from serving.engines.llama_cpp.batch import fill_batch
 from serving.engines.llama_cpp.interrupting import StepInterrupter
 from serving.engines.llama_cpp.meter import SpeedMeter
@@ -21,7 +22,7 @@ from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
 from serving.engines.llama_cpp.prefix import PrefixCache
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
 from serving.engines.llama_cpp.sampling import SamplerChain, SamplingDefaults
-from serving.engines.llama_cpp.sequence import Prepared, Running, computed_for
+from serving.engines.llama_cpp.sequence import Prepared, Running, cache_namespace, computed_for
 from serving.engines.llama_cpp.text import TextAssembler
 from serving.engines.queue import Waiting, WaitQueue
 from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
@@ -52,6 +53,7 @@ class DecodeLoop:
             batch_tokens=config.n_batch,
             guard_ms=config.step_guard_ms,
         )
+        self._adapters, self._turns = Adapters(model, context, config.adapters), Turns()
         self._report = report
         self._clock = clock
         self._defaults = SamplingDefaults(config.temperature, config.top_k, config.top_p, config.min_p)
@@ -205,7 +207,7 @@ class DecodeLoop:
             prompt=item.prompt,
             prompt_tokens=item.prompt_tokens,
             names=item.names,
-            lease=self.cache.take(item.prompt, work.tenant, item.names),
+            lease=self.cache.take(item.prompt, cache_namespace(work), item.names),
             sampler=sampler,
             text=text,
             limit_index=limit_index,
@@ -226,10 +228,19 @@ class DecodeLoop:
 
     def _step(self) -> list[Emission]:
         waiting = self._waiting()
+        group = self._turns.group(self._active)
+        if len(group) < len(self._active):
+            sids = {running.sid for running in group}
+            waiting = [pending for pending in waiting if pending.sid in sids]
+        # Answers of other groups are held up by this step as much as the group's own.
         answering_ms = [s.admitted_ms for s in self._active if s.decoding]
         allowance = self._planner.allowance(answering_ms, waiting, self._now_ms())
+        self._adapters.apply(group[0].work.adapter)
         began = self._clock()
-        filled, wanted, prefilled = fill_batch(self._context, self._active, allowance)
+        filled, wanted, prefilled = fill_batch(self._context, group, allowance)
+        if not filled:
+            self._turns.end()
+            return []
         if not self._compute(filled, wanted, allowance):
             return []
         step_ms = (self._clock() - began) * 1000.0

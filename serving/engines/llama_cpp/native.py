@@ -122,6 +122,13 @@ class Model:
         )
         return begin, end
 
+    def load_adapter(self, path: str, name: str) -> Any:
+        """A LoRA adapter, freed with the model. Raises NativeError."""
+        adapter = C.llama_adapter_lora_init(self.handle, path.encode())
+        if not adapter:
+            raise NativeError(f"llama.cpp cannot load the adapter {name}: is it one for this model?")
+        return adapter
+
     def close(self) -> None:
         C.llama_model_free(self.handle)
 
@@ -182,6 +189,13 @@ class Context:
             raise NativeError(f"llama_decode failed with {result} at {count} tokens")
         C.llama_synchronize(self.handle)
         return bool(result == 0)
+
+    def set_adapter(self, adapter: Any, scale: float) -> None:
+        """For every later decode; None for none. Raises NativeError."""
+        adapters = (C.llama_adapter_lora_p_ctypes * 1)(adapter)
+        scales = (ctypes.c_float * 1)(scale)
+        if C.llama_set_adapters_lora(self.handle, adapters, 0 if adapter is None else 1, scales) != 0:
+            raise NativeError("llama.cpp cannot apply the adapter")
 
     def interrupt(self) -> None:
         """Ends the running decode() early, and every later one until resume()."""

@@ -46,7 +46,7 @@ class ChildConfig:
     """What the child is told at start; see LlamaCppSettings for the meaning.
 
     `known_speeds`, (prefill tokens/s, decode curve), is what an earlier child had measured: with it a new one
-    serves sooner.
+    serves sooner. `adapters` are (name, path, scale).
     """
 
     model_path: str
@@ -65,6 +65,7 @@ class ChildConfig:
     min_p: float
     debug: bool
     known_speeds: tuple[float, Sequence[tuple[int, float]]] | None = None
+    adapters: Sequence[tuple[str, str, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ def pack_work(sid: int, work: Work, text: str, waited_ms: float) -> Frame:
         "priority": work.priority,
         "start_index": work.start_index,
         "replay": list(work.replay_token_ids),
+        "adapter": work.adapter,
         "waited_ms": waited_ms,
     }
 
@@ -166,6 +168,7 @@ def unpack_work(frame: Frame) -> Work:
         priority=frame["priority"],
         start_index=frame["start_index"],
         replay_token_ids=tuple(frame["replay"]),
+        adapter=frame["adapter"],
     )
 
 

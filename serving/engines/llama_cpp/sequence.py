@@ -115,6 +115,11 @@ class Running:
         return Finish(result, Usage(self.prompt_tokens, self.index, self.cached))
 
 
+def cache_namespace(work: Work) -> str:
+    """Whose prefixes the work may share: those of its tenant that were computed with the same adapter."""
+    return f"{work.adapter}\0{work.tenant}"
+
+
 def computed_for(sids: Collection[int], active: Sequence[Running]) -> set[int]:
     """Whom a step with these sequences computes for: also those that wait for what one of them computes."""
     leading = {running.slot.index for running in active if running.sid in sids}

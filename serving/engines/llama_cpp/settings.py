@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from serving.engines.llama_cpp.protocol import ChildConfig
+
+# A node announces each as a capability, and gateways read no more than 64 of these.
+MAX_ADAPTERS = 32
 
 
 class DefaultSampling(BaseModel):
@@ -23,6 +26,16 @@ class DefaultSampling(BaseModel):
     min_p: float = Field(
         default=0.05, ge=0.0, le=1.0, description="Drop tokens below this share of the likeliest."
     )
+
+
+class Adapter(BaseModel):
+    """A LoRA adapter that requests may name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="The name that requests use.")
+    path: Path = Field(description="The GGUF file.")
+    scale: float = Field(default=1.0, ge=-10.0, le=10.0, description="How strongly it is applied.")
 
 
 class LlamaCppSettings(BaseModel):
@@ -61,6 +74,9 @@ class LlamaCppSettings(BaseModel):
         default="", description="Jinja template instead of the one inside the GGUF file."
     )
     sampling: DefaultSampling = Field(default=DefaultSampling(), description="Defaults of requests.")
+    adapters: tuple[Adapter, ...] = Field(
+        default=(), max_length=MAX_ADAPTERS, description="LoRA adapters that requests may name."
+    )
     load_timeout_s: float = Field(default=120.0, gt=0.0, description="Longest time to load the model.")
     hang_timeout_s: float = Field(
         default=20.0, gt=0.0, description="Without a step for this long, it is restarted."
@@ -77,6 +93,13 @@ class LlamaCppSettings(BaseModel):
         description="Serve a Q4_0 copy, made once, of a file whose type has no fast kernel here.",
     )
     debug: bool = Field(default=False, description="Let llama.cpp write its log to standard error.")
+
+    @field_validator("adapters")
+    @classmethod
+    def _names_differ(cls, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+        if len({adapter.name for adapter in adapters}) < len(adapters):
+            raise ValueError("two adapters have the same name")
+        return adapters
 
     def child_config(self) -> ChildConfig:
         """The part of the settings that the child process needs."""
@@ -96,4 +119,5 @@ class LlamaCppSettings(BaseModel):
             top_p=self.sampling.top_p,
             min_p=self.sampling.min_p,
             debug=self.debug,
+            adapters=[(adapter.name, str(adapter.path), adapter.scale) for adapter in self.adapters],
         )

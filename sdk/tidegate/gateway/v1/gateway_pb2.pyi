@@ -149,6 +149,7 @@ class GenerateRequest(google.protobuf.message.Message):
     EARLY_ACCEPT_FIELD_NUMBER: builtins.int
     EXPLAIN_FIELD_NUMBER: builtins.int
     TAKES_FOLLOWING_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, unique per request: 1 to 128 characters of [A-Za-z0-9._:-]."""
     prompt: builtins.str
@@ -173,6 +174,8 @@ class GenerateRequest(google.protobuf.message.Message):
     """Put the reasons of the decision into `accepted`."""
     takes_following: builtins.bool
     """The client reads GenerateResponse.following: events that are there at the same time may share a message."""
+    adapter: builtins.str
+    """LoRA adapter of the model to answer with; only nodes that have it are asked. Empty for none."""
     @property
     def chat(self) -> global___MessageList:
         """A conversation, rendered with the model's chat template on the node."""
@@ -205,9 +208,10 @@ class GenerateRequest(google.protobuf.message.Message):
         early_accept: builtins.bool = ...,
         explain: builtins.bool = ...,
         takes_following: builtins.bool = ...,
+        adapter: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "budget", b"budget", "chat", b"chat", "input", b"input", "min_p_good", b"min_p_good", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "takes_following", b"takes_following"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "adapter", b"adapter", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "takes_following", b"takes_following"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_p_good", b"_min_p_good"]) -> typing.Literal["min_p_good"] | None: ...
     @typing.overload

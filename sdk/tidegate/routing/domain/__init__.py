@@ -37,6 +37,7 @@ from tidegate.routing.domain.node import (
     Speeds,
     Tier,
     Variant,
+    adapter_capability,
 )
 from tidegate.routing.domain.request import (
     Analysis,
@@ -108,4 +109,5 @@ __all__ = [
     "Usage",
     "Variant",
     "Work",
+    "adapter_capability",
 ]

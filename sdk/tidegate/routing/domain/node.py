@@ -48,6 +48,11 @@ class Variant:
     accuracy: float | None = None
 
 
+def adapter_capability(name: str) -> str:
+    """The capability of variants that can be asked with the LoRA adapter `name`."""
+    return f"adapter:{name}"
+
+
 @dataclass(frozen=True, slots=True)
 class Speeds:
     """Self-measured. `decode` is ((batch_size, tokens/s per sequence), ...) ascending by batch size."""

@@ -26,7 +26,8 @@ class GenerateRequest:
     """One request at a front door. Exactly one of `messages` and `prompt` is set.
 
     `remaining_ms` is the hard deadline as time left; None has none. `min_p_good` None takes the
-    operator's level, `data_class` "" the key's floor, `max_tokens` 0 the operator's default.
+    operator's level, `data_class` "" the key's floor, `max_tokens` 0 the operator's default. `adapter` names
+    a LoRA adapter of the model, "" none.
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class GenerateRequest:
     early_accept: bool = False
     explain: bool = False
     remaining_ms: float | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

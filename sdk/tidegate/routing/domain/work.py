@@ -44,7 +44,8 @@ class Work:
     """One attempt as a node receives it. Durations are milliseconds left when it was sent.
 
     `input` holds canonical message bytes for CHAT (see tidegate.routing.prefix) or UTF-8 text for TEXT.
-    `credits` is how many chunks the node may send before it is granted more.
+    `credits` is how many chunks the node may send before it is granted more. `adapter` names the LoRA adapter
+    to compute with, "" none.
     """
 
     key: AttemptKey
@@ -64,6 +65,7 @@ class Work:
     replay_token_ids: tuple[int, ...] = ()
     detach_grace_ms: float = 0.0
     work_seq: int = 0
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

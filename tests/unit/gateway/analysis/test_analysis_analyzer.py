@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,15 +76,16 @@ def test_a_longer_conversation_keeps_the_names_of_its_beginning() -> None:
     assert len(first) == len(canonical_bytes(chat("x" * 2000).messages)) // BLOCK_BYTES
 
 
-def test_tenants_fleets_and_generations_name_apart() -> None:
+def test_tenants_fleets_adapters_and_generations_name_apart() -> None:
     request = chat("the same prompt " * 100)
     names = {
         ANALYZER.prefix_hashes(request),
         ANALYZER.prefix_hashes(chat("the same prompt " * 100, tenant="other")),
         Analyzer(b"z" * 32).prefix_hashes(request),
+        ANALYZER.prefix_hashes(replace(request, adapter="red")),
         Analyzer(KEY, generation=1).prefix_hashes(request),
     }
-    assert len(names) == 4
+    assert len(names) == 5
     assert Analyzer(KEY).prefix_hashes(request) in names  # replicas of one fleet agree
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from dispatch_rig import FLEET_SECRET, SILENT, Rig, answer, ask, end, fails, token
+from dispatch_rig import FLEET_SECRET, NODES, SILENT, Rig, answer, ask, end, fails, token
+from gateway_fakes import VARIANT, announcement
 
 from gateway.dispatch.errors import RETRYABLE
 from gateway.dispatch.resume import ResumeTokens
@@ -22,6 +23,7 @@ from tidegate.routing.domain import (
     Finished,
     FinishReason,
     InputKind,
+    NodeLoad,
     OnMiss,
     Restarted,
     SequenceOutput,
@@ -220,3 +222,17 @@ async def test_a_request_that_breaks_two_engines_is_not_shown_to_a_third(cause: 
     assert rig.tried == ["n1", "n2"]
     rig = Rig(n1=[fails(cause)], n2=[fails(Cause.OVERLOADED)], n3=[answer()])  # the control
     assert isinstance((await rig.run(ask()))[-1], Finished)
+
+
+async def test_an_adapter_is_asked_only_where_it_is() -> None:
+    rig = Rig(n1=[answer(1)], n2=[answer(1)])
+    able = replace(VARIANT, capabilities=VARIANT.capabilities | {"adapter:red"})
+    rig.fleet.register(announcement("n2", variant=able), NODES["n2"], 2)
+    rig.fleet.heartbeat("n2", NodeLoad())
+    rig.fleet.rtt("n2", 1.0)
+    await rig.run(ask(adapter="red"))
+    assert [(node, work.adapter) for node, work in rig.nodes.works] == [("n2", "red")]
+    with pytest.raises(ServeError) as refused:
+        await rig.run(ask("r2", adapter="blue"))
+    assert refused.value.code is Code.FAILED_PRECONDITION
+    assert len(rig.nodes.works) == 1

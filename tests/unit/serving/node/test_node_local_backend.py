@@ -300,3 +300,9 @@ async def test_stopping_the_node_ends_its_requests() -> None:
         with pytest.raises(ServeError) as raised:
             await consumer
         assert raised.value.reason == "DRAINING"
+
+
+async def test_an_adapter_that_is_not_here_is_not_found() -> None:
+    async with Local() as local:
+        error = await local.error(replace(REQUEST, adapter="red"))
+        assert (error.code, error.reason) == (Code.NOT_FOUND, "ADAPTER_NOT_FOUND")

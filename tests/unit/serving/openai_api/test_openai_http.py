@@ -270,3 +270,28 @@ async def test_an_answered_generation_ends_by_itself_and_not_by_a_cancel(stream:
         assert status == 200
         assert "after the end" not in body
         assert (await front.post(CHAT))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("named", "model", "adapter"),
+    [
+        ("smollm2:red", "smollm2", "red"),
+        ("small:red", "small", "red"),
+        ("auto:red", "auto", "red"),
+        ("smollm2:red:1", "smollm2:red:1", ""),
+        ("other:7b", "other:7b", ""),
+    ],
+)
+async def test_an_adapter_stands_behind_the_models_name(named: str, model: str, adapter: str) -> None:
+    backend = ScriptedBackend()
+    async with serve(backend) as front:
+        await front.post({**CHAT, "model": named})
+    (request,) = backend.requests
+    assert (request.model, request.adapter) == (model, adapter)
+
+
+async def test_an_adapter_can_be_an_input_of_its_own() -> None:
+    backend = ScriptedBackend()
+    async with serve(backend) as front:
+        await front.post(CHAT, headers={"x-tidegate-adapter": "red"})
+    assert backend.requests[0].adapter == "red"

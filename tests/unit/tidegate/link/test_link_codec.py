@@ -87,6 +87,7 @@ works = st.builds(
     replay_token_ids=st.lists(counts, max_size=3).map(tuple),
     detach_grace_ms=times,
     work_seq=counts,
+    adapter=texts,
 )
 variants = st.builds(
     Variant,

@@ -93,6 +93,7 @@ FULL = GenerateRequest(
     on_miss=OnMiss.REJECT,
     early_accept=True,
     explain=True,
+    adapter="pirate",
 )
 PLAIN = GenerateRequest(request_id="r", prompt="once")
 
