@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKERS = 2
 COVERAGE = [sys.executable, "-m", "coverage"]
 
 
@@ -29,7 +30,10 @@ def main(arguments: list[str]) -> int:
 
 def _run_pytest(arguments: list[str]) -> tuple[int, str]:
     """Exit status and last line of pytest, whose output is passed on as it comes."""
-    command = [*COVERAGE, "run", "-m", "pytest", "--color=no", *arguments]
+    # Tests mostly wait for processes and timers, so two at a time share the machine well. A file's tests stay
+    # together: they share fixtures that are dear.
+    side_by_side = ["-n", str(WORKERS), "--dist", "loadfile"]
+    command = [*COVERAGE, "run", "-m", "pytest", "--color=no", *side_by_side, *arguments]
     # Unbuffered, so that a hanging test can be told from a slow one.
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=_environment())
     assert child.stdout is not None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,14 @@ from serving.engines.llama_cpp.settings import LlamaCppSettings
 
 pytestmark = pytest.mark.looptime
 
-READY = {"t": "ready", "speeds": [1.0, [[1, 1.0]]], "context_tokens": 512, "load_ms": 1.0, "measure_ms": 1.0}
+READY = {
+    "t": "ready",
+    "speeds": [1.0, [[1, 1.0]]],
+    "context_tokens": 512,
+    "load_ms": 1.0,
+    "measure_ms": 1.0,
+    "repacked_bytes": 1,
+}
 Step = dict[str, Any] | Exception | float | None
 
 
@@ -65,8 +73,9 @@ class ScriptedChild:
         """Its script decides when it ends."""
 
 
-async def nothing(*_: object) -> None:
-    """Finds nothing and minds nothing."""
+async def found(*_: object) -> SimpleNamespace:
+    """What is known of the file, whoever asks."""
+    return SimpleNamespace(digest="digest", quantization="Q4_0")
 
 
 Play = Callable[..., Any]
@@ -82,7 +91,7 @@ async def play(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Play]:
         monkeypatch.setattr(engine_module, "ChildProcess", ScriptedChild)
         monkeypatch.setattr(engine_module, "describe", lambda *_: None)
         # What start() asks of the file, which does not exist.
-        monkeypatch.setattr(asyncio, "to_thread", nothing)
+        monkeypatch.setattr(asyncio, "to_thread", found)
         settings = LlamaCppSettings(model_path=Path("m.gguf"), model="m", restart_backoff_max_s=2.0)
         engine = LlamaCppEngine(settings, asyncio.get_running_loop().time)
         engines.append(engine)
