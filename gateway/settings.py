@@ -126,6 +126,23 @@ class LimitSettings(Section):
     drain_s: float = Field(default=20.0, ge=0, le=25, description="Seconds for running requests at SIGTERM")
 
 
+class QueueSettings(Section):
+    """Requests wait in the gateway, in order, as long as no node that may serve them has room."""
+
+    requests: int = Field(
+        default=256, ge=0, description="Requests that may wait; 0 leaves all waiting to the nodes' own queues"
+    )
+    max_wait_s: float = Field(default=60.0, gt=0, le=600, description="Longest wait for room, in seconds")
+    patience_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="Seconds a request without a budget waits for a cheaper node while a costlier has room",
+    )
+    floor_share: float = Field(
+        default=0.05, gt=0, lt=1, description="Share of tokens that lower priorities get while higher wait"
+    )
+
+
 DEFAULT_CLASSES = (
     DataClassRule(name="public"),
     DataClassRule(name="internal"),
@@ -159,6 +176,7 @@ class GatewaySettings(ProgramSettings):
     )
     routing: RoutingSettings = Field(default=RoutingSettings(), description="How nodes are chosen")
     limits: LimitSettings = Field(default=LimitSettings(), description="Bounds")
+    queue: QueueSettings = Field(default=QueueSettings(), description="Waiting for room on a node")
     log: LogSettings = Field(default=LogSettings(), description="What is logged to stderr")
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from gateway.dispatch import Dispatcher
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
+from gateway.dispatch.line import Line
 from gateway.dispatch.resume import ResumeTokens
 from gateway.settings import GatewaySettings
 from gateway.state import Fleet, Sessions
@@ -31,6 +32,7 @@ from gateway.upstream import LinkRegistry
 from serving.openai_api import FrontOptions, make_runner
 from serving.startup import ProgramArgs, bind_socket
 from serving.tls import server_ssl_context
+from tidegate.routing.admission import AdmissionQueue
 from tidegate.routing.baselines import policy_named
 from tidegate.routing.latency import LearnedLatency
 
@@ -105,6 +107,7 @@ class GatewayApp:
         request_log = RequestLog()
         self._facts = Facts(self._latency, self.metrics, request_log, self.fleet.mark_stalled)
         classes = self._classes
+        queue = AdmissionQueue(wiring.admission_limits(s), self._latency)
         return Dispatcher(
             fleet=self.fleet,
             upstream=self.registry,
@@ -117,6 +120,7 @@ class GatewayApp:
             metrics=self.metrics,
             log=request_log,
             admission=self._admission,
+            line=Line(queue, self.metrics, clock, reserved=wiring.reserved_tenants(s)),
             options=wiring.dispatch_options(s),
             clock=clock,
             rng=random.random,

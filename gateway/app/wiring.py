@@ -17,6 +17,7 @@ from gateway.transport.clients import ClientDirectory, ClientEntry
 from serving.settings import SettingsError
 from serving.startup import ProgramArgs, check_exposure
 from serving.tls import server_ssl_context
+from tidegate.routing.admission import AdmissionLimits
 from tidegate.routing.domain import Binding, ClassRule, Tier
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,22 @@ def levels(settings: GatewaySettings) -> Levels:
         max_tokens_limit=routing.max_tokens_limit,
         aliases=routing.aliases,
     )
+
+
+def admission_limits(settings: GatewaySettings) -> AdmissionLimits:
+    """Bounds of waiting."""
+    queue = settings.queue
+    return AdmissionLimits(
+        waiting=queue.requests,
+        patience_s=queue.patience_s,
+        max_wait_s=queue.max_wait_s,
+        floor_share=queue.floor_share,
+    )
+
+
+def reserved_tenants(settings: GatewaySettings) -> frozenset[str]:
+    """Tenants that some node is kept for."""
+    return frozenset(tenant for rule in settings.nodes for tenant in rule.tenants)
 
 
 def dispatch_options(settings: GatewaySettings) -> DispatchOptions:

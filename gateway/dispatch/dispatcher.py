@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.attempt import Attempt, AttemptOutcome, StallLimits, Upstream
@@ -14,6 +15,7 @@ from gateway.dispatch.errors import RETRYABLE, SUSPICIOUS, deadline_error, failu
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
 from gateway.dispatch.levels import DataClasses
+from gateway.dispatch.line import Line, Turn
 from gateway.dispatch.resume import ResumeTokens
 from gateway.dispatch.run import RequestRun, budget_outcome, usage_of
 from gateway.state import Fleet, Sessions
@@ -79,6 +81,7 @@ class Dispatcher:
         metrics: Metrics,
         log: RequestLog,
         admission: Admission,
+        line: Line,
         options: DispatchOptions,
         clock: Callable[[], float],
         rng: Callable[[], float],
@@ -96,6 +99,7 @@ class Dispatcher:
         self._metrics = metrics
         self._log = log
         self._admission = admission
+        self._line = line
         self._options = options
         self._clock = clock
         self._rng = rng
@@ -151,7 +155,10 @@ class Dispatcher:
         told: ServeError | None = None
         while True:
             plan, decision_ms = self._decide(run, tried, failed)
+            turn = None if self._line.at_once(plan) else await self._turn(run, plan, tried)
+            plan = plan if turn is None else turn.plan
             choice = plan.first
+            self._audit(run, "routed", choice)
             run.row.attempts += 1
             attempt = self._attempt(run, choice)
             attempt.open()
@@ -173,12 +180,16 @@ class Dispatcher:
                         yield self._chunk(run, output)
             finally:
                 attempt.close()
+                self._line.notify()
                 self._facts.attempt(choice, attempt, self._clock())
             assert attempt.outcome is not None
             if not isinstance(attempt.outcome.result, Failure):
                 if not opened:  # an empty answer is an answer
                     yield opening
-                yield self._finished(run, choice, attempt.outcome)
+                finished = self._finished(run, choice, attempt.outcome)
+                usage = finished.usage
+                self._line.finished(turn, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens)
+                yield finished
                 return
             failed = self._failed(run, choice, attempt.outcome.result)
             told = failed if opened else told
@@ -197,8 +208,18 @@ class Dispatcher:
         if isinstance(result, Refusal):
             self._audit(run, "refused", None)
             raise failed or explain.refusal_error(result)
-        self._audit(run, "routed", result.first)
         return result, taken_s * 1000
+
+    async def _turn(self, run: RequestRun, plan: Plan, tried: frozenset[str]) -> Turn:
+        """Waits for room on a node that will do. Raises ServeError where that cannot be in time."""
+        started_s = self._clock()
+        try:
+            return await self._line.turn(plan, run.deadline_s, partial(self._route, run, tried))
+        except ServeError:
+            self._audit(run, "refused", None)
+            raise
+        finally:
+            run.row.waited_ms += (self._clock() - started_s) * 1000
 
     def _route(self, run: RequestRun, tried: frozenset[str]) -> Plan | Refusal:
         query = replace(run.query, excluded=tried, elapsed_ms=(self._clock() - run.arrived_s) * 1000)

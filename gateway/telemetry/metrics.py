@@ -62,6 +62,16 @@ class Metrics:
             "tidegate_attempts_total", "Attempts by outcome", ["tier", "outcome"], registry=r
         )
         self.in_flight = Gauge("tidegate_requests_in_flight", "Requests being served", registry=r)
+        self.waiting = Gauge("tidegate_requests_waiting", "Requests waiting for room on a node", registry=r)
+        self.wait = Histogram(
+            "tidegate_wait_seconds",
+            "Wait for room, of requests that did not find any at once",
+            buckets=LATENCY_S,
+            registry=r,
+        )
+        self.shed = Counter(
+            "tidegate_shed_total", "Requests refused because of load before any work", ["reason"], registry=r
+        )
         self.nodes = Gauge("tidegate_nodes", "Linked nodes by health", ["tier", "health"], registry=r)
         self.store_up = Gauge("tidegate_store_up", "1 when the shared store answers", registry=r)
         self.link_events = Counter("tidegate_link_events_total", "Link life", ["event"], registry=r)

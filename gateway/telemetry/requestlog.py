@@ -30,6 +30,7 @@ class RequestRow:
     tpot_ms: float = 0.0
     total_ms: float = 0.0
     decision_ms: float = 0.0
+    waited_ms: float = 0.0
     budget: str = "none"
     at_risk: bool = False
 

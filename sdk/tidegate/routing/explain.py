@@ -31,6 +31,7 @@ _REFUSAL_WORDS = {
     Reason.ALL_TRIED: "every node that could answer was tried",
     Reason.BUDGET_UNMEETABLE: "no node is expected to meet the budget",
     Reason.QUALITY_UNMEETABLE: "no variant reaches the quality asked for",
+    Reason.OVERLOADED: "every node that could answer is busy, and too many requests wait",
 }
 
 
@@ -72,6 +73,8 @@ def refusal_message(refusal: Refusal) -> str:
     text = _REFUSAL_WORDS[refusal.reason]
     if _telling(refusal):
         text += " (" + _removed(refusal) + ")"
+    if refusal.wait_ms is not None:
+        text += f"; it would wait about {refusal.wait_ms:.0f} ms for room"
     if refusal.reason is Reason.BUDGET_UNMEETABLE and refusal.meetable and refusal.best_ttft_ms is not None:
         share = f"{100 * refusal.query.target_share:.0f} %"
         text += f"; best predicted TTFT {refusal.best_ttft_ms:.0f} ms"
@@ -89,6 +92,8 @@ def refusal_error(refusal: Refusal) -> ServeError:
         details["best_predicted_ttft_ms"] = f"{refusal.best_ttft_ms:.1f}"
     if refusal.best_total_ms is not None:
         details["best_predicted_total_ms"] = f"{refusal.best_total_ms:.1f}"
+    if refusal.wait_ms is not None:
+        details["predicted_wait_ms"] = f"{refusal.wait_ms:.1f}"
     if refusal.meetable is not None:
         for part in ("ttft_ms", "tpot_ms", "total_ms"):
             limit = getattr(refusal.meetable, part)
@@ -117,6 +122,8 @@ def _lead(plan: Plan) -> str:
         case Pick.NEAR_TIE:
             near = "cheapest that qualifies" if plan.first.qualified else "none qualifies, best odds"
             return f"{near}, near-tie by free slots and chance ({tier})"
+        case Pick.HAS_ROOM:
+            return f"better choices have no room and cannot be waited for ({tier})"
         case Pick.BEST_ODDS:
             return f"at risk: none qualifies, best odds ({tier})"
         case Pick.BEST_QUALITY:

@@ -67,6 +67,7 @@ class Pick(StrEnum):
     FASTEST = "fastest"
     WARM = "warm"
     NEAR_TIE = "near_tie"
+    HAS_ROOM = "has_room"
     BEST_ODDS = "best_odds"
     BEST_QUALITY = "best_quality"
     BASELINE = "baseline"
@@ -114,6 +115,7 @@ class Reason(StrEnum):
     ALL_TRIED = "ALL_TRIED"
     BUDGET_UNMEETABLE = "BUDGET_UNMEETABLE"
     QUALITY_UNMEETABLE = "QUALITY_UNMEETABLE"
+    OVERLOADED = "OVERLOADED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class Refusal:
     `retry_after_ms` is None where waiting alone does not help. For BUDGET_UNMEETABLE `best_ttft_ms` is the
     smallest prediction and `meetable` the limits (in the parts the request limited) that would have been
     met with the share asked for, at this load. `choices` are the candidates that fell short, best first.
+    `wait_ms` is how long the request would have waited for room, where that is why.
     """
 
     reason: Reason
@@ -134,3 +137,4 @@ class Refusal:
     best_total_ms: float | None = None
     meetable: Budget | None = None
     choices: tuple[Choice, ...] = ()
+    wait_ms: float | None = None

@@ -37,18 +37,36 @@ async def test_a_cancel_while_decoding_frees_the_sequence(rig: Rig) -> None:
     assert rig.app.dispatcher._admission.in_flight == 0
 
 
-async def test_a_cancel_while_waiting_in_the_nodes_queue_frees_the_place(rig: Rig) -> None:
+async def test_a_cancel_while_waiting_in_the_nodes_queue_frees_the_place() -> None:
+    async with Rig(queue={"requests": 0}) as rig:
+        node = await rig.add_node("n1", replace(SLOW, slots=1))
+        running = rig.call(question("r1", max_tokens=1000))
+        await first_chunk(rig, running)
+        waiting = rig.call(question("r2"))
+        reading = asyncio.create_task(waiting.read())
+        await busy(node, running=1, queued=1)
+        waiting.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await busy(node, running=1, queued=0)
+        running.cancel()
+        await busy(node)
+
+
+async def test_a_cancel_while_waiting_in_the_gateway_leaves_the_node_alone(rig: Rig) -> None:
     node = await rig.add_node("n1", replace(SLOW, slots=1))
     running = rig.call(question("r1", max_tokens=1000))
     await first_chunk(rig, running)
-    waiting = rig.call(question("r2"))
+    waiting = rig.call(question("r2"), timeout_s=None)
     reading = asyncio.create_task(waiting.read())
-    await busy(node, running=1, queued=1)
+    answer = asyncio.create_task(first_chunk(rig, rig.call(question("r3"), timeout_s=None)))
+    line = rig.app.dispatcher._line
+    await until(lambda: len(line) == 2, what="two requests waiting")
     waiting.cancel()
     await asyncio.gather(reading, return_exceptions=True)
-    await busy(node, running=1, queued=0)
+    await until(lambda: len(line) == 1, what="the first gone")
+    assert (node.engine.load().running, node.engine.load().queued) == (1, 0)
     running.cancel()
-    await busy(node)
+    await answer
 
 
 async def test_a_cancel_while_the_prompt_is_on_its_way_leaves_nothing_behind(rig: Rig) -> None:

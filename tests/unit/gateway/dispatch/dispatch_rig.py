@@ -14,10 +14,12 @@ from gateway.dispatch.attempt import StallLimits
 from gateway.dispatch.caller import Client
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
+from gateway.dispatch.line import Line
 from gateway.dispatch.resume import ResumeTokens
 from gateway.state import Fleet, Sessions
 from gateway.telemetry import Metrics, RequestLog
 from gateway.upstream import AttemptStream, NotLinked
+from tidegate.routing.admission import AdmissionLimits, AdmissionQueue
 from tidegate.routing.domain import (
     Analysis,
     AttemptKey,
@@ -123,7 +125,13 @@ class FixedAnalyzer:
 class Rig:
     """Made inside a running loop. `tokens` are given out by new_token in turn."""
 
-    def __init__(self, in_flight: int = 10, levels: Levels | None = None, **scripts: list[Script]) -> None:
+    def __init__(
+        self,
+        in_flight: int = 10,
+        levels: Levels | None = None,
+        limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008
+        **scripts: list[Script],
+    ) -> None:
         clock = asyncio.get_running_loop().time
         self.nodes = Nodes(scripts)
         self.fleet = Fleet(clock, suspect_after_s=3600.0, lost_after_s=7200.0)
@@ -136,6 +144,7 @@ class Rig:
         self.seen: list[GenerateEvent] = []
         log = RequestLog()
         self.facts = Facts(self.latency, self.metrics, log, self.fleet.mark_stalled)
+        self.line = Line(AdmissionQueue(limits, self.latency), self.metrics, clock)
         self.dispatcher = Dispatcher(
             fleet=self.fleet,
             upstream=self.nodes,
@@ -148,6 +157,7 @@ class Rig:
             metrics=self.metrics,
             log=log,
             admission=self.admission,
+            line=self.line,
             options=DispatchOptions(max_attempts=3, stall=StallLimits(first_s=20.0, between_s=10.0)),
             clock=clock,
             rng=lambda: 0.0,
