@@ -143,7 +143,7 @@ async def test_a_hung_engine_is_given_up_and_others_answer(pair: Rig) -> None:
 
 async def test_a_full_queue_bounces_work_to_another_node(tmp_path: Path) -> None:
     tiny = replace(SLOW, slots=1, queue_limit=0)
-    async with Rig(nodes=rows(tmp_path)) as rig:
+    async with Rig(nodes=rows(tmp_path), queue={"requests": 0}) as rig:
         await rig.add_node("cheap", tiny, join_token="join-cheap")
         await rig.add_node("spare", join_token="join-spare")
         answers = await asyncio.gather(*(rig.ask(question(f"r{i}")) for i in range(12)))
