@@ -240,6 +240,7 @@ class Dispatcher:
         row = run.row
         row.node, row.tier = choice.node.announcement.name, choice.node.binding.tier.value
         row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms
+        row.predicted_ttft_p95_ms = choice.prediction.ttft_p95_ms
         row.at_risk = not choice.qualified
 
     def _attempt(self, run: RequestRun, choice: Choice) -> Attempt:

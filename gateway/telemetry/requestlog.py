@@ -26,6 +26,7 @@ class RequestRow:
     completion_tokens: int = 0
     cached_tokens: int = 0
     predicted_ttft_ms: float = 0.0
+    predicted_ttft_p95_ms: float = 0.0
     ttft_ms: float = 0.0
     tpot_ms: float = 0.0
     total_ms: float = 0.0

@@ -135,7 +135,7 @@ def _lead(plan: Plan) -> str:
 def _scores(choice: Choice, plan: Plan) -> str:
     p, query = choice.prediction, plan.query
     parts = [f"TTFT {p.ttft_ms:.0f} ms (queue {p.queue_ms:.0f}, prefill {p.prefill_ms:.0f}, "]
-    parts[0] += f"network {p.network_ms:.0f})"
+    parts[0] += f"network {p.network_ms:.0f}), p95 {p.ttft_p95_ms:.0f} ms"
     if p.cached_tokens:
         parts.append(f"{p.cached_tokens} of {query.analysis.prompt_tokens} prompt tokens warm")
     if query.budget.limits_anything:

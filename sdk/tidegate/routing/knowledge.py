@@ -154,6 +154,13 @@ class Knowledge:
         off = cached_tokens - self.spare_tokens
         self.spare_tokens += _SPARE_WEIGHT * min(max(off, -_MAX_SPARE), _MAX_SPARE)
 
+    def refresh(self) -> None:
+        """After its parts were filled in from elsewhere."""
+        for regime in self.residuals.ttft:
+            regime.sort()
+        self.residuals.joint.sort()
+        self._scored = [None] * REGIMES
+
     # --- forgetting ---
 
     def is_shunned(self) -> bool:

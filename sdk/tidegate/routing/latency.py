@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from tidegate.routing import handover
 from tidegate.routing.curves import Curves
 from tidegate.routing.domain import Budget, NodeState, RouteQuery, Speeds, Variant
 from tidegate.routing.knowledge import MIN_OUTPUT_TOKENS, NETWORK_BASE_MS, QUEUED, Knowledge
@@ -23,10 +24,15 @@ BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 # Engines cut a prefill so that running answers wait no longer than about this for their next token.
 PREFILL_CHUNK_MS = 120.0
 
+# Whatever was learned, nothing takes no time at all.
+LEAST_MS = 1e-6
+
 IDLE, BUSY = 0, 1
 # Classes learn from every node; once they know something, every fourth observation is enough.
 _CLASS_LEARNS_ALL, _CLASS_LEARNS_EACH = 64, 4
 _MAX_CURVES = 20_000
+# Who has seen fewer first tokens than this takes over what a peer knows.
+_ADOPT_BELOW = 20
 # Every node fades a little this often.
 _FADE_ROUND_S = 60.0
 
@@ -60,6 +66,8 @@ class LearnedLatency:
         self.lengths = Lengths()
         self._now_s = 0.0
         self._fading: list[tuple[str, str]] = []
+        self._changed: set[tuple[str, str, str]] = set()
+        self._class_of: dict[str, str] = {}
 
     # --- predicting ---
 
@@ -108,13 +116,13 @@ class LearnedLatency:
         batch = beside + 1
         step_parts = (curves.alone_ms, curves.step(batch) - curves.alone_ms)
         theta = known.step.theta
-        tpot_ms = theta[0] * step_parts[0] + theta[1] * step_parts[1]
+        tpot_ms = theta[0] * step_parts[0] + theta[1] * step_parts[1] + LEAST_MS
         network_ms = known.network.theta[0] * (node.rtt_ms + NETWORK_BASE_MS) - NETWORK_BASE_MS
         if network_ms < node.rtt_ms:
             network_ms = node.rtt_ms
         odds, of_ttft, of_tpot, of_total = known.scored(regime)
         tokens = self.lengths.expect(variant.model, asked, query.max_tokens)
-        raw_ttft_ms = network_ms + queue_ms + behind_ms + prefill_ms
+        raw_ttft_ms = network_ms + queue_ms + behind_ms + prefill_ms + LEAST_MS
         raw_total_ms = raw_ttft_ms + (tokens - 1.0) * tpot_ms
         return Prediction(
             raw_ttft_ms * of_ttft,
@@ -156,22 +164,72 @@ class LearnedLatency:
     def record(self, observation: Observation) -> None:
         """Learn from one attempt. A censored one only counts where it already took longer than expected."""
         o = observation
-        pool = self._classes.get((o.hardware_class, o.variant_digest))
-        if pool is None:
-            pool = self._classes[o.hardware_class, o.variant_digest] = Knowledge()
+        pool = self._pool(o.hardware_class, o.variant_digest)
         known = self._nodes.get((o.node_id, o.variant_digest))
         if known is None or known.boot_id != o.boot_id:
             known = self._nodes[o.node_id, o.variant_digest] = Knowledge(pool, o.boot_id, self._now_s)
             self._curves.pop(o.node_id, None)
+            self._class_of[o.node_id] = o.hardware_class
         _learn(known, o)
+        self._changed.add(("node", o.node_id, o.variant_digest))
         if pool.seen < _CLASS_LEARNS_ALL or known.seen % _CLASS_LEARNS_EACH == 0:
             _learn(pool, o)
+            self._changed.add(("class", o.hardware_class, o.variant_digest))
         if o.stage is not Stage.ENDED:
             return
         if o.prompt_tokens > 0:
             self.lengths.prompted(o.model, o.prediction.asked_tokens, o.prompt_tokens)
         if o.output_tokens > 0 and o.outcome is Outcome.FINISHED:
             self.lengths.answered(o.model, o.prediction.asked_tokens, o.output_tokens, stopped=o.stopped)
+
+    def _pool(self, hardware_class: str, variant_digest: str) -> Knowledge:
+        key = (hardware_class, variant_digest)
+        pool = self._classes.get(key)
+        if pool is None:
+            pool = self._classes[key] = Knowledge()
+        return pool
+
+    # --- handing over ---
+
+    def take_changed(self, limit: int = 256) -> dict[str, str]:
+        """Records of what changed since they were last taken, by name; the rest comes with the next call."""
+        records: dict[str, str] = {}
+        for key in list(self._changed)[:limit]:
+            kind, name, digest = key
+            known = (self._nodes if kind == "node" else self._classes).get((name, digest))
+            self._changed.discard(key)
+            if known is None:
+                continue
+            node_id, hardware = (name, self._class_of.get(name, "")) if kind == "node" else ("", name)
+            records[f"{kind} {name} {digest}"] = handover.tell(
+                known, node_id=node_id, hardware_class=hardware, variant_digest=digest
+            )
+        if records:
+            records["lengths"] = handover.tell_lengths(self.lengths)
+        return records
+
+    def adopt(self, name: str, record: str) -> bool:
+        """Takes over what a peer learned where less is known here; False for a record that is not sound."""
+        try:
+            if name == "lengths":
+                handover.read_lengths(record, self.lengths)
+                return True
+            told = handover.read(record)
+        except ValueError:
+            return False
+        pool = self._pool(told.hardware_class, told.variant_digest)
+        if not told.node_id:
+            if pool.seen < _ADOPT_BELOW:
+                handover.fill(pool, told.data)
+            return True
+        key = (told.node_id, told.variant_digest)
+        known = self._nodes.get(key)
+        if known is None or (known.seen < _ADOPT_BELOW and known.boot_id == told.boot_id):
+            known = Knowledge(pool, told.boot_id, self._now_s)
+            handover.fill(known, told.data)
+            self._nodes[key] = known
+            self._class_of[told.node_id] = told.hardware_class
+        return True
 
     def decay(self, elapsed_s: float) -> None:
         """Time went by without news. Call it every few seconds; each call looks at a share of the nodes."""
@@ -193,6 +251,7 @@ class LearnedLatency:
         for key in [key for key in self._nodes if key[0] == node_id]:
             del self._nodes[key]
         self._curves.pop(node_id, None)
+        self._class_of.pop(node_id, None)
 
 
 def _learn(known: Knowledge, o: Observation) -> None:

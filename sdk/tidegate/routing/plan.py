@@ -51,6 +51,7 @@ class Choice(NamedTuple):
             expected_cached_tokens=self.prediction.cached_tokens,
             at_risk=not self.qualified,
             why=why,
+            predicted_ttft_p95_ms=self.prediction.ttft_p95_ms,
         )
 
 

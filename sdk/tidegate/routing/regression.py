@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 
 MAX_THETA = 100.0
 KEEP = 0.98
@@ -58,7 +59,7 @@ class Regression:
         return self.weight < _YOUNG
 
     def expect(self, parts: Sequence[float]) -> float:
-        return sum(map(_times, self.theta, parts))
+        return math.fsum(map(mul, self.theta, parts))
 
     def learn(self, parts: Sequence[float], actual: float, strength: float = 1.0) -> bool:
         """One more observation; True when it confirms that the node has changed."""
@@ -82,19 +83,26 @@ class Regression:
         self.weight *= keep
         b = self.b
         for i, row in enumerate(self.s):
-            scaled = weight * parts[i]
+            part = parts[i]
+            if part == 0.0:
+                b[i] *= keep
+                self.s[i] = [keep * value for value in row]
+                continue
+            scaled = weight * part
             b[i] = keep * b[i] + scaled * actual
-            for j, part in enumerate(parts):
-                row[j] = keep * row[j] + scaled * part
+            self.s[i] = [keep * value + scaled * other for value, other in zip(row, parts, strict=True)]
 
-    def solve(self, sweeps: int = 2) -> None:
+    def solve(self, sweeps: int = 1) -> None:
         """Moves the thetas towards the solution, one after the other; repeated calls converge."""
         theta, b, prior, precision = self.theta, self.b, self.prior, self.precision
         for _ in range(sweeps):
             for i, row in enumerate(self.s):
-                others = sum(map(_times, row, theta)) - row[i] * theta[i]
-                value = (precision * prior[i] + b[i] - others) / (precision + row[i])
-                theta[i] = min(max(value, 0.0), MAX_THETA)
+                own = row[i]
+                value = precision * prior[i] + b[i]
+                if own:
+                    value -= sum(map(mul, row, theta)) - own * theta[i]
+                value /= precision + own
+                theta[i] = 0.0 if value < 0.0 else value if value < MAX_THETA else MAX_THETA
 
     def fade(self, keep: float) -> None:
         """Lets go of a share of what was learned, towards the prior."""
@@ -113,7 +121,3 @@ class Regression:
         ]
         self.theta = [value / r for value, r in zip(self.theta, ratios, strict=True)]
         self.solve(4)
-
-
-def _times(a: float, b: float) -> float:
-    return a * b

@@ -28,6 +28,7 @@ class Route:
     expected_cached_tokens: int = 0
     at_risk: bool = False
     why: str = ""
+    predicted_ttft_p95_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ ROUTE = Route(
     variant_digest="sha256:1",
     quantization="Q4_0",
     predicted_ttft_ms=1.5,
+    predicted_ttft_p95_ms=2.5,
     predicted_tpot_ms=2.5,
     predicted_total_ms=3.5,
     p_meet=0.25,
