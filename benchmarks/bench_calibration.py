@@ -11,8 +11,8 @@ that it is three times slower from then on; arrivals become three times rarer wi
 The baseline knows the node's past TTFTs only: the 95th percentile of the last 20, 50, 100, 200 or all of
 them, whichever does best on these very answers.
 
-Measuring takes about a quarter of an hour. It goes on where it was ended: answers are kept in a file per run
-in the folder `--keep` until it is done.
+Measuring takes about a quarter of an hour. It goes on where it was ended: the answers of each run are kept in
+the folder `--keep` until all are there.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Plan:
     run_requests: int
     seed: int
     folder: Path
+    runs: int
 
 
 def plan() -> Plan:
@@ -60,8 +61,9 @@ def plan() -> Plan:
         default=Path("/tmp/tidegate-calibration"),
         help="folder for the answers of a measurement that goes on later",
     )
+    parser.add_argument("--runs", type=int, default=99, help="make at most so many runs now (default all)")
     args = parser.parse_args()
-    return Plan(args.requests, args.run_requests, args.seed, args.keep)
+    return Plan(args.requests, args.run_requests, args.seed, args.keep, args.runs)
 
 
 async def measure() -> list[Row]:
@@ -71,25 +73,26 @@ async def measure() -> list[Row]:
     except ChildFailed as error:
         raise CannotMeasure(str(error)) from error
     wanted.folder.mkdir(parents=True, exist_ok=True)
-    steady: list[Answer] = []
-    number = 0
-    while len(steady) < wanted.requests:
-        path = wanted.folder / f"steady-{wanted.seed}-{number}.jsonl"
-        if not path.exists():
-            async with Rig(models.edge, seed=wanted.seed * 1000 + number) as rig:
-                save(path, await rig.ask(WARM_UP + wanted.run_requests))
-        steady += load(path)[WARM_UP:]
-        number += 1
-    path = wanted.folder / f"slow-{wanted.seed}.jsonl"
-    if not path.exists():
-        async with Rig(models.edge, seed=wanted.seed * 1000 + 999) as rig:
-            await rig.ask(QUIET_BEFORE_SLOW)
-            async with rig.slowed(SLOWER):
-                save(path, await rig.ask(SLOW_TO, rate=1.0 / SLOWER))
-    rows = _steady_rows(steady) + _slow_rows(load(path))
-    for done in wanted.folder.glob(f"*-{wanted.seed}*.jsonl"):
+    runs = -(-wanted.requests // wanted.run_requests)
+    paths = [wanted.folder / f"steady-{wanted.seed}-{number}.jsonl" for number in range(runs)]
+    slow = wanted.folder / f"slow-{wanted.seed}.jsonl"
+    missing = [(n, path) for n, path in enumerate((*paths, slow)) if not path.exists()]
+    for number, path in missing[: wanted.runs]:
+        async with Rig(models.edge, seed=wanted.seed * 1000 + number) as rig:
+            save(path, await (_slow(rig) if path == slow else rig.ask(WARM_UP + wanted.run_requests)))
+    if len(missing) > wanted.runs:
+        raise CannotMeasure(f"{len(missing) - wanted.runs} of {runs + 1} runs are missing: start it again")
+    steady = [answer for path in paths for answer in load(path)[WARM_UP:]]
+    rows = _steady_rows(steady) + _slow_rows(load(slow))
+    for done in (*paths, slow):
         done.rename(done.with_suffix(".done"))
     return rows
+
+
+async def _slow(rig: Rig) -> list[Answer]:
+    await rig.ask(QUIET_BEFORE_SLOW)
+    async with rig.slowed(SLOWER):
+        return await rig.ask(SLOW_TO, rate=1.0 / SLOWER)
 
 
 def _steady_rows(answers: list[Answer]) -> list[Row]:

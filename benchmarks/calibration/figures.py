@@ -13,7 +13,7 @@ LEVEL = 0.95
 WINDOWS = (20, 50, 100, 200, 0)
 # A predictor needs some past before it can be asked.
 LEAST_PAST = 19
-_EDGES = {"length": (16, 32, 64), "open": (0, 2, 5)}
+_EDGES = {"length": (5, 10, 20, 40), "open": (0, 2, 5)}
 
 
 def coverage(answers: Sequence[Answer]) -> float:

@@ -19,12 +19,12 @@ from benchmarks.common import CannotMeasure
 from benchmarks.processes import Programs
 
 # Requests per second, drawn anew every few seconds: from mostly idle to more than the engine can do.
-RATES = (1.0, 3.0, 6.0, 9.0, 12.0)
+RATES = (2.0, 5.0, 9.0, 13.0, 18.0)
 PERIOD_S = (3.0, 9.0)
 # Beyond this many open requests none is sent: a queue of minutes would measure itself only.
 MOST_OPEN = 24
-MEDIAN_WORDS, SIGMA_WORDS, MOST_WORDS = 9, 1.0, 150
-ANSWER_TOKENS = (1, 2, 3, 4)
+MEDIAN_WORDS, SIGMA_WORDS, MOST_WORDS = 6, 1.0, 150
+ANSWER_TOKENS = (1, 2, 3)
 QUANTUM_S = 0.010
 WORDS = "a river runs past the old mill and its wide gate to meet an open sea at high tide while boats wait"
 

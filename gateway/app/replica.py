@@ -81,6 +81,7 @@ class GatewayApp:
             self.replica_id,
             interval_s=settings.store.interval_ms / 1000,
             alone=settings.store.url is None,
+            learning=self._latency,
             on_health=lambda up: self.metrics.store_up.set(1 if up else 0),
         )
         self.links = NodeLinkServicer(
@@ -191,7 +192,8 @@ class GatewayApp:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._sync.once()  # the last turns' data classes must reach the other replicas
+        # The last turns' data classes must reach the other replicas, and what was learned the next one.
+        await self._sync.once(last=True)
         await self._store.close()
 
 

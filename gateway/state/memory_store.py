@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.state.records import NodeRecord, SessionRecord
 
 KEPT_SESSIONS = 10_000
+KEPT_LEARNED = 20_000
 
 
 class MemoryStore:
@@ -19,6 +20,7 @@ class MemoryStore:
         self._nodes: dict[str, tuple[float, tuple[NodeRecord, ...]]] = {}
         self._sessions: deque[tuple[int, SessionRecord]] = deque(maxlen=KEPT_SESSIONS)
         self._appended = 0
+        self._learned: dict[str, str] = {}
 
     async def publish_nodes(self, replica_id: str, records: Sequence[NodeRecord], ttl_s: float) -> None:
         # What is read back is another replica's view, whose links are not the reader's.
@@ -40,6 +42,14 @@ class MemoryStore:
         found = [(n, record) for n, record in self._sessions if n > start]
         cursor = str(found[-1][0]) if found else after
         return cursor, tuple(record for _, record in found)
+
+    async def publish_learned(self, records: Mapping[str, str]) -> None:
+        self._learned.update(records)
+        while len(self._learned) > KEPT_LEARNED:
+            del self._learned[next(iter(self._learned))]
+
+    async def read_learned(self) -> dict[str, str]:
+        return dict(self._learned)
 
     async def close(self) -> None:
         return None

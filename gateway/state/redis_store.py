@@ -1,14 +1,15 @@
 """The store over Redis or Valkey.
 
 Keys (under `prefix`): `nodes:<replica>` a hash node_id -> record with an expiry; `replicas` a sorted set
-replica -> expiry in server milliseconds; `sessions` a capped stream. Timeouts are short and there are no
+replica -> expiry in server milliseconds; `sessions` a capped stream; `learned:<span>` a hash
+name -> record for half an hour of the server's clock. Timeouts are short and there are no
 retries: the caller runs once a second and goes on without the store.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis.asyncio as redis
@@ -28,6 +29,9 @@ from gateway.state.store import StoreError
 
 KEPT_SESSIONS = 10_000
 READ_AT_ONCE = 1_000
+KEPT_LEARNED = 20_000
+READ_LEARNED_AT_ONCE = 200
+LEARNED_FOR_S = 1_800
 # Encoding a record takes about 30 us, decoding one 40: a thousand in one go would hold up every stream.
 RECORDS_AT_ONCE = 25
 
@@ -105,6 +109,45 @@ class RedisStore:
             except (ValueError, KeyError):
                 continue
         return cursor, tuple(found)
+
+    async def publish_learned(self, records: Mapping[str, str]) -> None:
+        mapping: dict[Any, Any] = dict(records)
+        try:
+            key, _ = await self._learned_keys()
+            if not records or await self._size(key) > KEPT_LEARNED:
+                return
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(key, mapping=mapping)
+                pipe.expire(key, 2 * LEARNED_FOR_S)
+                await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreError(f"publish failed: {error}") from error
+
+    async def read_learned(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        try:
+            current, before = await self._learned_keys()
+            for key in (before, current):
+                cursor: Any = 0
+                page: Any
+                while True:
+                    cursor, page = await self._redis.hscan(key, cursor, count=READ_LEARNED_AT_ONCE)
+                    found.update(page)
+                    if not int(cursor) or len(found) > KEPT_LEARNED:
+                        break
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreError(f"read failed: {error}") from error
+        return found
+
+    async def _learned_keys(self) -> tuple[str, str]:
+        """Of this span of the server's time and of the one before: what nobody renews falls away."""
+        seconds, _ = await self._redis.time()
+        span = seconds // LEARNED_FOR_S
+        return f"{self._prefix}learned:{span}", f"{self._prefix}learned:{span - 1}"
+
+    async def _size(self, key: str) -> int:
+        size: Any = self._redis.hlen(key)
+        return int(await size)
 
     async def close(self) -> None:
         await self._redis.aclose()

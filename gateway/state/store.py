@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gateway.state.records import NodeRecord, SessionRecord
@@ -30,6 +30,14 @@ class Store(Protocol):
 
         A cursor from before a flush is valid: reading goes on with what is there.
         """
+        ...
+
+    async def publish_learned(self, records: Mapping[str, str]) -> None:
+        """What was learned, by name; a newer record takes an older one's place. Kept for about an hour."""
+        ...
+
+    async def read_learned(self) -> dict[str, str]:
+        """All that replicas published of late, as it was written."""
         ...
 
     async def close(self) -> None: ...

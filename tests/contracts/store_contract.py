@@ -132,6 +132,15 @@ class StoreContract:
             found += page
         assert found == wanted
 
+    async def test_what_was_learned_is_handed_over_newest_first(self, make_store: MakeStore) -> None:
+        one, two = make_store(), make_store()
+        assert await two.read_learned() == {}
+        await one.publish_learned({})
+        await one.publish_learned({"node n1 d": "old", "class cpu d": "{}"})
+        await two.publish_learned({"node n1 d": "new"} | {f"node m{i} d": "x" for i in range(1000)})
+        found = await one.read_learned()
+        assert (found["node n1 d"], found["class cpu d"], len(found)) == ("new", "{}", 1002)
+
     async def test_closing_twice_is_harmless(self, make_store: MakeStore) -> None:
         store = make_store()
         await store.close()

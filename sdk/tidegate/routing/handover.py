@@ -18,6 +18,7 @@ from tidegate.routing.curves import Curves
 from tidegate.routing.domain import Speeds
 from tidegate.routing.knowledge import Knowledge
 from tidegate.routing.lengths import CLASS_LIMITS, Lengths
+from tidegate.routing.odds import quantile
 from tidegate.routing.regression import MAX_THETA, Regression
 from tidegate.routing.residuals import REGIMES, Stretch
 
@@ -156,9 +157,10 @@ def _stretches(known: Knowledge) -> Sequence[Stretch]:
 
 
 def _thinned(ordered: Sequence[float], count: int) -> list[float]:
-    if len(ordered) <= count:
-        return [_short(value) for value in ordered]
-    return [_short(ordered[round(i * (len(ordered) - 1) / (count - 1))]) for i in range(count)]
+    """Fewer values with the same quantiles."""
+    if len(ordered) > count:
+        ordered = [quantile(ordered, i / (count + 1)) for i in range(1, count + 1)]
+    return [_short(value) for value in ordered]
 
 
 def _short(value: float) -> float:
