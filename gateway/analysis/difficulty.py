@@ -1,26 +1,39 @@
-"""The one door to onnxruntime: a prompt's difficulty in [0, 1] from a small graph.
+"""The one door to onnxruntime: what a small graph says of a prompt.
 
-Graph contract (metadata `tidegate.features` must name FEATURE_SET): inputs `ids` int64[n], `scale` float[1]
-(1 / sqrt(n)) and `dense` float[k]; output `difficulty` float[1]. Whoever fits a better model keeps to it.
+Graph contract (metadata `tidegate.features` must name FEATURE_SET): inputs `words` int64[m], `ids` int64[n]
+(buckets of words, and of words and pairs), `scale` float[1] (1 / sqrt(n)) and `dense` float[k]; outputs
+`difficulty` float[1] and `p_small_ok` float[1]. Whoever fits a better model keeps to it: docs/complexity.md.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
-from gateway.analysis.features import BUCKETS, DENSE_NAMES, capped, dense, ngram_ids, words_of
+from gateway.analysis.features import BUCKETS, DENSE_NAMES, buckets_of, capped, dense, words_of
 
 PRIOR_PATH = Path(__file__).with_name("prior.onnx")
-FEATURE_SET = f"words-v1:{BUCKETS}:{len(DENSE_NAMES)}"
+FEATURE_SET = f"words-v2:{BUCKETS}:{len(DENSE_NAMES)}"
 MAX_MODEL_BYTES = 2 * 1024 * 1024
+_OUTPUTS = ["difficulty", "p_small_ok"]
 
 
 class ModelUnusable(Exception):
     """The difficulty model cannot be used; the message says which file and why."""
+
+
+class Judgement(NamedTuple):
+    """Both in [0, 1]. `difficulty` orders prompts by how much a larger model is needed.
+
+    `p_small_ok` is the same order as odds that the smaller model of the labels answers well.
+    """
+
+    difficulty: float
+    p_small_ok: float
 
 
 class DifficultyModel:
@@ -38,20 +51,28 @@ class DifficultyModel:
 
     def difficulty(self, text: str, *, total_chars: int, turns: int) -> float:
         """Of the text that asks; `total_chars` and `turns` describe the conversation around it."""
+        return self.judge(text, total_chars=total_chars, turns=turns).difficulty
+
+    def judge(self, text: str, *, total_chars: int, turns: int) -> Judgement:
+        """Difficulty and odds; a graph that gives no number counts as "hard, and surely not good"."""
         head_and_tail = capped(text)
         words = words_of(head_and_tail)
-        ids = ngram_ids(words)
+        single, ids = buckets_of(words)
         numbers = dense(head_and_tail, words, total_chars=total_chars, turns=turns)
-        (result,) = self._session.run(
-            None,
+        difficulty, p_small_ok = self._session.run(
+            _OUTPUTS,
             {
-                "ids": np.array(ids, dtype=np.int64),
+                "words": single,
+                "ids": ids,
                 "scale": np.array([1.0 / math.sqrt(len(ids))], dtype=np.float32),
                 "dense": np.array(numbers, dtype=np.float32),
             },
         )
-        value = float(result[0])
-        return min(max(value, 0.0), 1.0) if math.isfinite(value) else 1.0
+        return Judgement(_share(difficulty[0], 1.0), _share(p_small_ok[0], 0.0))
+
+
+def _share(value: float, otherwise: float) -> float:
+    return min(max(float(value), 0.0), 1.0) if math.isfinite(value) else otherwise
 
 
 def _load(path: Path) -> ort.InferenceSession:

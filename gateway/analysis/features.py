@@ -1,4 +1,4 @@
-"""Cheap features of a prompt: a few numbers and hashed word n-grams.
+"""Cheap features of a prompt: a few numbers, the distinct words, and hashed word n-grams.
 
 Only the first and last 2,000 characters and at most 512 words are looked at, so the cost is bounded for any
 prompt. Hashing is crc32 of lower-cased words, done here, so that the graph behind needs no text operators.
@@ -8,135 +8,85 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain
 from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.analysis import wordlists
 
 HEAD_CHARS = 2_000
 MAX_WORDS = 512
 BUCKETS = 1 << 14
+LONG_WORD = 8
+
+Ids = npt.NDArray[np.int64]
 
 DENSE_NAMES = (
     "log_length",
     "log_total_length",
+    "turns",
+    "log_words",
     "digit_share",
     "numbers",
+    "distinct_numbers",
+    "decimals",
+    "large_numbers",
     "math",
     "code",
     "non_ascii_share",
+    "capital_share",
     "lookup_words",
     "reasoning_words",
     "smalltalk",
-    "word_length",
-    "lines",
-    "turns",
+    "negation",
     "constraints",
+    "statements",
+    "arithmetic_share",
+    "arithmetic_words",
+    "units",
+    "sequence_words",
+    "number_words",
+    "pronouns",
+    "function_words",
+    "word_length",
+    "long_words",
+    "distinct_words",
+    "lines",
+    "sentences",
+    "sentence_length",
+    "longest_sentence",
+    "questions",
+    "options",
+    "option_length",
+    "option_spread",
+    "asking_length",
+    "asking_share",
+    "blanks",
+    "quotes",
+    "money",
+    "percent",
+    "parentheses",
+    "commas",
+    "asks_how",
 )
 """Names of the numbers, in the order of the graph's `dense` input; each lies in [0, 1]."""
 
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"[0-9]+")
+_NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _MATH_SYMBOL = re.compile("[\u2200-\u22ff\u00b1\u00d7\u00f7\u2192]")
+_SENTENCE_END = re.compile(r"[.!?]\s+")
+# Options of a question with a choice: "A. ..." to "E) ...", each on a line of its own.
+_OPTION = re.compile(r"^[A-E][.)] (.*)$", re.MULTILINE)
+_FIRST_OPTION = re.compile(r"\nA[.)] ")
 _DIGITS = b"0123456789"
-_MATH_MARKS = b"=+*^<>/%"
+_CAPITALS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MATH_MARKS = b"=+*^<>/%~"
 _CODE_MARKS = b"{}[]();_`#&|\\"
 _NON_ASCII_BYTES = bytes(range(0x80, 0x100))
-_LOOKUP = frozenset(
-    [
-        "what",
-        "who",
-        "when",
-        "where",
-        "which",
-        "name",
-        "list",
-        "define",
-        "capital",
-        "spell",
-        "translate",
-        "synonym",
-    ]
-)
-_REASONING = frozenset(
-    [
-        "why",
-        "how",
-        "prove",
-        "proof",
-        "derive",
-        "explain",
-        "compare",
-        "contrast",
-        "analyze",
-        "analyse",
-        "evaluate",
-        "design",
-        "optimize",
-        "optimise",
-        "implement",
-        "debug",
-        "refactor",
-        "algorithm",
-        "complexity",
-        "theorem",
-        "integral",
-        "derivative",
-        "probability",
-        "calculate",
-        "compute",
-        "solve",
-        "estimate",
-        "deduce",
-        "infer",
-        "justify",
-        "critique",
-        "tradeoff",
-        "tradeoffs",
-        "logic",
-        "puzzle",
-        "step",
-        "steps",
-    ]
-)
-_SMALLTALK = frozenset(
-    [
-        "hi",
-        "hello",
-        "hey",
-        "thanks",
-        "thank",
-        "ok",
-        "okay",
-        "yes",
-        "no",
-        "bye",
-        "please",
-        "joke",
-        "morning",
-        "evening",
-    ]
-)
-_CONSTRAINTS = frozenset(
-    [
-        "must",
-        "should",
-        "exactly",
-        "only",
-        "without",
-        "except",
-        "unless",
-        "each",
-        "every",
-        "per",
-        "total",
-        "if",
-        "then",
-        "not",
-        "least",
-        "most",
-        "both",
-    ]
-)
 
 
 def capped(text: str) -> str:
@@ -154,47 +104,115 @@ def words_of(text: str) -> list[str]:
     return words
 
 
-def ngram_ids(words: Sequence[str]) -> list[int]:
-    """Bucket ids of the distinct words and word pairs; never empty (bucket of the empty text)."""
-    encoded = [word.encode("utf-8", "surrogatepass") for word in words]
-    ids = {crc32(word) % BUCKETS for word in encoded}
+def buckets_of(words: Sequence[str]) -> tuple[Ids, Ids]:
+    """Bucket ids of the distinct words, and of the distinct words and word pairs; neither is empty."""
+    joined = " ".join(words).encode("utf-8", "surrogatepass")
+    # Each but the first begins with the space that parts it from the one before, which no word holds.
+    spaced = joined.replace(b" ", b"\0 ").split(b"\0")
+    singles = list(map(crc32, joined.split(b" ")))
     # crc32 continued over the second word equals crc32 of both joined.
-    ids.update([crc32(right, crc32(left + b" ")) % BUCKETS for left, right in pairwise(encoded)])
-    return sorted(ids) or [crc32(b"") % BUCKETS]
+    pairs = map(crc32, spaced[1:], singles)
+    ids = np.fromiter(chain(singles, pairs), np.int64) & (BUCKETS - 1)
+    return np.unique(ids[: len(singles)]), np.unique(ids)
 
 
 def dense(text: str, words: Sequence[str], *, total_chars: int, turns: int) -> list[float]:
     """The numbers of DENSE_NAMES for a capped text. `total_chars` counts the whole conversation."""
-    length = len(text)
-    per_char = 1.0 / max(length, 1)
-    count = max(len(words), 1)
+    values = [
+        _log(len(text), 9.0),
+        _log(total_chars, 16.0),
+        _log(max(turns, 0), 4.0),
+        *_mark_numbers(text, words),
+        *_word_numbers(words),
+        *_shape_numbers(text),
+    ]
+    values.append(float(any(word in ("how", "why") for word in words[:3])))
+    return values
+
+
+def _mark_numbers(text: str, words: Sequence[str]) -> list[float]:
+    """log_words to capital_share."""
+    per_char = 1.0 / max(len(text), 1)
     # bytes.translate deletes at C speed: counting a class is one length difference.
     data = text.encode("utf-8", "surrogatepass")
-    digits = _count(data, _DIGITS)
-    math_marks = _count(data, _MATH_MARKS) + len(_MATH_SYMBOL.findall(text))
-    code_marks = _count(data, _CODE_MARKS)
-    non_ascii = 0 if len(data) == length else length - (len(data) - _count(data, _NON_ASCII_BYTES))
+    wide = len(data) != len(text)
+    non_ascii = len(text) - (len(data) - _count(data, _NON_ASCII_BYTES)) if wide else 0
+    math_marks = _count(data, _MATH_MARKS) + (len(_MATH_SYMBOL.findall(text)) if wide else 0)
+    numbers = _NUMBER.findall(text)
     return [
-        min(math.log1p(length) / 9.0, 1.0),
-        min(math.log1p(total_chars) / 16.0, 1.0),
-        min(4.0 * digits * per_char, 1.0),
-        min(math.log1p(len(_NUMBER.findall(text))) / 4.0, 1.0),
+        _log(len(words), 7.0),
+        min(4.0 * _count(data, _DIGITS) * per_char, 1.0),
+        _log(len(numbers), 5.0),
+        _log(len(set(numbers)), 5.0),
+        _log(sum("." in number for number in numbers), 4.0),
+        _log(sum(len(number) >= 3 for number in numbers), 5.0),
         min(10.0 * math_marks * per_char, 1.0),
-        min(10.0 * code_marks * per_char, 1.0),
+        min(10.0 * _count(data, _CODE_MARKS) * per_char, 1.0),
         non_ascii * per_char,
-        _share(words, _LOOKUP, count),
-        _share(words, _REASONING, count),
-        _share(words, _SMALLTALK, count),
-        min(sum(map(len, words)) / count / 10.0, 1.0),
-        min(math.log1p(text.count("\n")) / 5.0, 1.0),
-        min(math.log1p(max(turns, 0)) / 4.0, 1.0),
-        min(math.log1p(sum(map(_CONSTRAINTS.__contains__, words))) / 4.0, 1.0),
+        min(4.0 * _count(data, _CAPITALS) * per_char, 1.0),
     ]
 
 
-def _share(words: Sequence[str], wanted: frozenset[str], count: int) -> float:
-    """Presence that saturates: one hit in a short prompt says as much as several in a long one."""
-    return min(sum(map(wanted.__contains__, words)) / math.sqrt(count), 1.0)
+def _word_numbers(words: Sequence[str]) -> list[float]:
+    """lookup_words to distinct_words."""
+    count = max(len(words), 1)
+    times = Counter(words)
+    hits = [0] * len(wordlists.LISTS)
+    for word in times.keys() & wordlists.MEMBERSHIP.keys():
+        for index in wordlists.MEMBERSHIP[word]:
+            hits[index] += times[word]
+    lookup, reasoning, small, negation, constraints, statements, arithmetic, units, *rest = hits
+    sequence, numbers, pronouns, function = rest
+    lengths = list(map(len, words))
+
+    def share(hit: int) -> float:
+        """Presence that saturates: one hit in a short prompt says as much as several in a long one."""
+        return min(hit / math.sqrt(count) / 2.0, 1.0)
+
+    return [
+        *map(share, (lookup, reasoning, small, negation, constraints, statements, arithmetic)),
+        _log(arithmetic, 5.0),
+        share(units),
+        _log(sequence, 5.0),
+        _log(numbers, 5.0),
+        min(2.0 * pronouns / count, 1.0),
+        function / count,
+        min(sum(lengths) / count / 12.0, 1.0),
+        sum(map(LONG_WORD.__lt__, lengths)) / count,
+        len(times) / count,
+    ]
+
+
+def _shape_numbers(text: str) -> list[float]:
+    """lines to commas: how the text is laid out. "Asking" is what comes before the first option."""
+    options = [len(option) for option in _OPTION.findall(text)]
+    first = _FIRST_OPTION.search(text)
+    asking = text[: first.start()] if first else text
+    lengths = [sentence.count(" ") + 1 for sentence in _SENTENCE_END.split(asking)]
+    mean_option = sum(options) / max(len(options), 1)
+    spread = math.sqrt(sum((o - mean_option) ** 2 for o in options) / max(len(options), 1))
+    return [
+        _log(text.count("\n"), 7.0),
+        _log(len(lengths), 6.0),
+        _log(sum(lengths) / len(lengths), 7.0),
+        _log(max(lengths), 7.0),
+        _log(text.count("?"), 5.0),
+        min(len(options) / 5.0, 1.0),
+        _log(mean_option, 7.0),
+        _log(spread, 7.0),
+        _log(len(asking), 9.0),
+        len(asking) / max(len(text), 1),
+        _log(text.count("_"), 6.0),
+        _log(text.count('"') + text.count("\u201c") + text.count("'"), 6.0),
+        _log(text.count("$"), 5.0),
+        _log(text.count("%"), 5.0),
+        _log(text.count("("), 6.0),
+        min(10.0 * text.count(",") / max(len(text), 1), 1.0),
+    ]
+
+
+def _log(value: float, most: float) -> float:
+    return min(math.log1p(value) / most, 1.0)
 
 
 def _count(data: bytes, members: bytes) -> int:

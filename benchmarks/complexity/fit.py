@@ -1,0 +1,129 @@
+"""Fits how much a prompt needs the larger model: ridge regressions in closed form, numpy only.
+
+    need(prompt) = dense . a + cos(P dense + phase) . b + vector . c + sum(table[ids]) / sqrt(n) + bias
+
+`a`, `b` and `c` are fitted together on (strong - weak); the table of n-grams on what they leave over. The
+cosines are random Fourier features: they approximate a Gaussian kernel over the numbers, which says little
+far from any label. All penalties are constants of this file, chosen once (docs/complexity.md says on what).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from benchmarks.complexity.calibration import Platt, fit_platt
+from benchmarks.complexity.rows import Floats, Ids, Matrix
+from gateway.analysis.features import BUCKETS
+
+COSINES = 512
+CLIP = 3.0
+DENSE_PENALTY = 1000.0
+COSINE_PENALTY = 2000.0
+VECTOR_PENALTY = 1000.0 / 64.0
+NGRAM_PENALTY = 30.0
+CG_STEPS = 25
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Weights of the formula above; `centre` and `spread` are of the need over the labelled prompts."""
+
+    mean: Floats
+    deviation: Floats
+    projection: Floats
+    phase: Floats
+    dense: Floats
+    cosine: Floats
+    vector: Floats
+    table: Floats
+    bias: float
+    centre: float = 0.0
+    spread: float = 1.0
+    platt: Platt = Platt(0.0, 0.0)
+
+    def need(self, rows: Matrix) -> Floats:
+        """Larger: the larger model is needed more."""
+        return self._block(rows) + rows.ngrams_times(self.table)
+
+    def _block(self, rows: Matrix) -> Floats:
+        z = np.clip((rows.dense - self.mean) / self.deviation, -CLIP, CLIP)
+        cosines = np.cos(z @ self.projection + self.phase)
+        found: Floats = z @ self.dense + cosines @ self.cosine + rows.vectors @ self.vector + self.bias
+        return found
+
+    def p_small_ok(self, rows: Matrix) -> Floats:
+        return self.platt((self.need(rows) - self.centre) / self.spread)
+
+
+def fit_need(rows: Matrix, target: Floats, seed: int = 0) -> Fitted:
+    """`target`: how much better the larger model's answer was, per row."""
+    rng = np.random.default_rng(seed)
+    width = rows.dense.shape[1]
+    mean, deviation = rows.dense.mean(axis=0), rows.dense.std(axis=0) + 1e-6
+    projection = rng.normal(size=(width, COSINES)) / np.sqrt(width)
+    phase = rng.uniform(0.0, 2.0 * np.pi, COSINES)
+    z = np.clip((rows.dense - mean) / deviation, -CLIP, CLIP)
+    cosines = np.sqrt(2.0) * np.cos(z @ projection + phase)
+    x = np.hstack([z, cosines, rows.vectors])
+    penalties = np.repeat(
+        [DENSE_PENALTY, COSINE_PENALTY, VECTOR_PENALTY], [width, COSINES, rows.vectors.shape[1]]
+    )
+    middle, level = x.mean(axis=0), float(target.mean())
+    x -= middle
+    weights = np.linalg.solve(x.T @ x + np.diag(penalties), x.T @ (target - level))
+    left_over = target - level - x @ weights
+    cosine = weights[width : width + COSINES] * np.sqrt(2.0)
+    return Fitted(
+        mean=mean,
+        deviation=deviation,
+        projection=projection,
+        phase=phase,
+        dense=weights[:width],
+        cosine=cosine,
+        vector=weights[width + COSINES :],
+        table=_ngram_table(rows, left_over),
+        bias=level - float(middle @ weights),
+    )
+
+
+def _ngram_table(rows: Matrix, left_over: Floats) -> Floats:
+    """Ridge on the n-grams by conjugate gradients in the dual: (N N' + penalty) alpha = left_over."""
+    alpha = np.zeros_like(left_over)
+    residual = left_over.copy()
+    direction, power = residual.copy(), float(residual @ residual)
+    for _ in range(CG_STEPS):
+        if power < 1e-8:
+            break
+        image = rows.ngrams_times(rows.times_ngrams(direction, BUCKETS)) + NGRAM_PENALTY * direction
+        step = power / float(direction @ image)
+        alpha += step * direction
+        residual -= step * image
+        power, before = float(residual @ residual), power
+        direction = residual + power / before * direction
+    return rows.times_ngrams(alpha, BUCKETS)
+
+
+def folds(count: int, seed: int = 0) -> list[Ids]:
+    """Row numbers of each of FOLDS random parts."""
+    return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)]
+
+
+def out_of_fold(rows: Matrix, target: Floats, parts: list[Ids]) -> Floats:
+    """The need of every row by a model that was fitted without its part."""
+    found = np.zeros(len(rows))
+    for part in parts:
+        rest = np.setdiff1d(np.arange(len(rows)), part)
+        found[part] = fit_need(rows.take(rest), target[rest]).need(rows.take(part))
+    return found
+
+
+def fit_calibrated(rows: Matrix, weak: Floats, target: Floats) -> Fitted:
+    """Fits the need, and the odds that the small model answers well on needs of unseen rows."""
+    unseen = out_of_fold(rows, target, folds(len(rows)))
+    fitted = fit_need(rows, target)
+    centre, spread = float(unseen.mean()), float(unseen.std()) + 1e-9
+    platt = fit_platt((unseen - centre) / spread, weak)
+    return replace(fitted, centre=centre, spread=spread, platt=platt)

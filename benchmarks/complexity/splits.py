@@ -1,0 +1,105 @@
+"""score.py's splits and metric over our features: the paired gain over prompt length alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.common import CannotMeasure
+from benchmarks.complexity.fit import fit_need
+from benchmarks.complexity.rows import Floats, Ids, Matrix, matrix
+
+IN_DOMAIN = "MMLU, 1,500 labels"
+UNSEEN = "MMLU, unseen subjects"
+GSM = "GSM8K, 5-fold"
+TASK_OUT = "LLMRouter, whole task left out"
+ONE_SEED = (TASK_OUT,)
+
+# (prompt, weak, strong, group), as score.py gives them.
+Row = tuple[str, float, float, str]
+
+
+def load(folder: Path) -> ModuleType:
+    """score.py of the data folder. Raises CannotMeasure."""
+    path = folder / "score.py"
+    spec = importlib.util.spec_from_file_location("score", path)
+    if not path.is_file() or not (folder / "routing").is_dir() or spec is None or spec.loader is None:
+        raise CannotMeasure(f"no routing data in {folder}: set DATA to a folder with score.py and routing/")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def untouched(prompt: str) -> bool:
+    """True for the half of the prompts that no choice of features or penalties was made on."""
+    return bool(crc32(prompt.encode("utf-8", "surrogatepass")) & 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """APGR minus that of length alone, one value per seed (or per task)."""
+
+    all_rows: list[float]
+    untouched_rows: list[float]
+
+    def mean(self) -> float:
+        return float(np.mean(self.all_rows))
+
+    def half_width(self) -> float:
+        """Of the 95 % interval of the mean over seeds (or tasks)."""
+        return float(1.96 * np.std(self.all_rows, ddof=1) / np.sqrt(len(self.all_rows)))
+
+
+class Rig:
+    """The features of all prompts, made once."""
+
+    def __init__(self, folder: Path, vectors: npt.NDArray[np.int8]) -> None:
+        self.score: Any = load(folder)
+        rows = [row for name in ("mmlu", "gsm8k", "llmrouter") for row in self.score.pairs(name)]
+        prompts = list(dict.fromkeys(row[0] for row in rows))
+        self._at = {prompt: i for i, prompt in enumerate(prompts)}
+        self._all = matrix(prompts, vectors)
+
+    def matrix(self, rows: Sequence[Row]) -> Matrix:
+        return self._all.take(self._places(rows))
+
+    def gains(self, seeds: int) -> dict[str, Gains]:
+        found: dict[str, Gains] = {}
+        for seed in range(seeds):
+            for name, parts in self.score.splits(seed).items():
+                if name not in (IN_DOMAIN, UNSEEN, GSM, TASK_OUT) or (seed and name in ONE_SEED):
+                    continue
+                needs = [self._need(train, test) for train, test in parts]
+                if name == TASK_OUT:  # tasks differ in level, so each is judged alone
+                    judged = [([need], [test]) for need, (_, test) in zip(needs, parts, strict=True)]
+                else:
+                    judged = [(needs, [test for _, test in parts])]
+                gains = found.setdefault(name, Gains([], []))
+                for each, tests in judged:
+                    need, rows = np.concatenate(each), [row for test in tests for row in test]
+                    gains.all_rows.append(self._gain(need, rows))
+                    kept = np.array([untouched(row[0]) for row in rows])
+                    gains.untouched_rows.append(
+                        self._gain(need[kept], [r for r, k in zip(rows, kept, strict=True) if k])
+                    )
+        return found
+
+    def _need(self, train: Sequence[Row], test: Sequence[Row]) -> Floats:
+        target = np.array([row[2] - row[1] for row in train])
+        return fit_need(self.matrix(train), target).need(self.matrix(test))
+
+    def _gain(self, need: Floats, rows: Sequence[Row]) -> float:
+        weak, strong = [row[1] for row in rows], [row[2] for row in rows]
+        length = [len(row[0]) for row in rows]
+        return float(self.score.apgr(need, weak, strong) - self.score.apgr(length, weak, strong))
+
+    def _places(self, rows: Sequence[Row]) -> Ids:
+        return np.array([self._at[row[0]] for row in rows])
