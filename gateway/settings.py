@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -109,6 +110,24 @@ class RoutingSettings(Section):
     aliases: dict[str, str] = Field(default={}, description="Model aliases of the operator: alias -> model")
 
 
+class QualitySettings(Section):
+    complexity_model: Path | None = Field(
+        default=None, description="model.onnx of benchmarks/complexity/train.py; unset: the shipped prior"
+    )
+    outcome_log: Path | None = Field(
+        default=None, description="File that outcomes are appended to, without prompt text; unset keeps none"
+    )
+    outcome_log_mbytes: int = Field(
+        default=64, gt=0, description="Size in MB at which the outcome log is rotated; five files are kept"
+    )
+    drawn_share: float = Field(
+        default=0.02, gt=0, le=1, description="Chance of each answer to be drawn for a verdict"
+    )
+    certificates: Path | None = Field(
+        default=None, description="Folder that `tidegate calibrate` writes certificates to; unset: none"
+    )
+
+
 class LimitSettings(Section):
     in_flight: int = Field(default=1000, gt=0, description="Requests served at once; more are refused")
     in_flight_mbytes: int = Field(
@@ -175,6 +194,7 @@ class GatewaySettings(ProgramSettings):
         default=DEFAULT_CLASSES, description="Data classes, loosest first; the first one is the default"
     )
     routing: RoutingSettings = Field(default=RoutingSettings(), description="How nodes are chosen")
+    quality: QualitySettings = Field(default=QualitySettings(), description="How good answers are")
     limits: LimitSettings = Field(default=LimitSettings(), description="Bounds")
     queue: QueueSettings = Field(default=QueueSettings(), description="Waiting for room on a node")
     log: LogSettings = Field(default=LogSettings(), description="What is logged to stderr")

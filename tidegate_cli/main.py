@@ -1,4 +1,4 @@
-"""`tidegate`: up, demo, chat, nodes, models, explain, version."""
+"""`tidegate`: up, demo, chat, nodes, models, explain, complexity, version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import tidegate
 from tidegate_cli.commands import Command
+from tidegate_cli.commands.calibrate import CalibrateCommand
 from tidegate_cli.commands.chat import ChatCommand
+from tidegate_cli.commands.complexity import ComplexityCommand
 from tidegate_cli.commands.connect import told
 from tidegate_cli.commands.demo import DemoCommand
 from tidegate_cli.commands.explain import ExplainCommand
@@ -27,6 +29,8 @@ COMMANDS: tuple[Command, ...] = (
     NodesCommand(),
     ModelsCommand(),
     ExplainCommand(),
+    ComplexityCommand(),
+    CalibrateCommand(),
     VersionCommand(),
 )
 OK, FAILED, USAGE = 0, 1, 2

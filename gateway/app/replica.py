@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from gateway.analysis import Analyzer
 from gateway.app import wiring
 from gateway.dispatch import Dispatcher
 from gateway.dispatch.admission import Admission
@@ -22,6 +21,7 @@ from gateway.dispatch.line import Line
 from gateway.dispatch.resume import ResumeTokens
 from gateway.settings import GatewaySettings
 from gateway.state import Fleet, Sessions
+from gateway.state.certificates import Certificates
 from gateway.state.sync import StoreSync
 from gateway.telemetry import Metrics, RequestLog
 from gateway.transport.client_server import GatewayServicer
@@ -35,6 +35,7 @@ from serving.tls import server_ssl_context
 from tidegate.routing.admission import AdmissionQueue
 from tidegate.routing.baselines import policy_named
 from tidegate.routing.latency import LearnedLatency
+from tidegate.routing.quality import CertifiedQuality
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class GatewayApp:
         self._sessions = Sessions(secret + b"sessions", stricter=self._classes.stricter)
         self._latency = LearnedLatency()
         self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
+        self._certificates = Certificates(settings.quality.certificates)
         self._store = wiring.store(settings)
         self._sync = StoreSync(
             self._store,
@@ -112,7 +114,7 @@ class GatewayApp:
         return Dispatcher(
             fleet=self.fleet,
             upstream=self.registry,
-            intake=Intake(Analyzer(secret), self._sessions, classes, wiring.levels(s), clock),
+            intake=Intake(wiring.analyzer(s, secret), self._sessions, classes, wiring.levels(s), clock),
             sessions=self._sessions,
             classes=classes,
             policy=policy_named(s.routing.policy),
@@ -127,6 +129,8 @@ class GatewayApp:
             rng=random.random,
             new_token=lambda: secrets.token_urlsafe(24),
             resume_tokens=ResumeTokens(secret),
+            outcomes=wiring.outcomes(s),
+            quality_of=lambda snapshot: CertifiedQuality(snapshot, self._certificates.by_variant),
         )
 
     async def start(self) -> Ports:
@@ -168,11 +172,12 @@ class GatewayApp:
         return int(bound.getsockname()[1])
 
     async def _learn(self) -> None:
-        """What running attempts teach, and what time alone changes in what was learned."""
+        """What running attempts teach, and what time alone changes in what was learned; newer certificates."""
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             self._facts.look(time.monotonic())
             self._latency.decay(LOOK_INTERVAL_S)
+            self._certificates.refresh()
 
     async def wait_failed(self) -> None:
         """Returns when one of the replica's own tasks ended, which none should."""

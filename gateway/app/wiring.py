@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 import time
 
+from gateway.analysis import Analyzer, ModelUnusable
 from gateway.dispatch import DataClasses, DispatchOptions, Levels
 from gateway.dispatch.attempt import StallLimits
 from gateway.dispatch.caller import Client
+from gateway.dispatch.outcomes import Outcomes
 from gateway.settings import GatewaySettings
 from gateway.state import OperatorTable, Store
 from gateway.state.memory_store import MemoryStore
 from gateway.state.redis_store import RedisStore
+from gateway.telemetry import OutcomeLog
 from gateway.transport.clients import ClientDirectory, ClientEntry
 from serving.settings import SettingsError
 from serving.startup import ProgramArgs, check_exposure
@@ -125,6 +129,26 @@ def dispatch_options(settings: GatewaySettings) -> DispatchOptions:
     )
 
 
+def outcomes(settings: GatewaySettings) -> Outcomes:
+    """What is kept of answers. Raises SettingsError where the log cannot be."""
+    quality = settings.quality
+    if quality.outcome_log is None:
+        return Outcomes()
+    try:
+        writer = OutcomeLog(quality.outcome_log, max_bytes=quality.outcome_log_mbytes * 1_000_000)
+    except OSError as error:
+        raise SettingsError(f"quality.outcome_log: {error}") from None
+    return Outcomes(writer, share=quality.drawn_share, wall_clock=time.time, rng=random.random)
+
+
+def analyzer(settings: GatewaySettings, secret: bytes) -> Analyzer:
+    """Raises SettingsError for a complexity model that cannot be used."""
+    try:
+        return Analyzer(secret, model_path=settings.quality.complexity_model)
+    except ModelUnusable as error:
+        raise SettingsError(f"quality.complexity_model: {error}") from None
+
+
 def check_doors(settings: GatewaySettings, args: ProgramArgs) -> None:
     """Raises ProgramError for a listener beyond loopback that anybody could use."""
     keys = bool(settings.clients)
@@ -141,6 +165,8 @@ def check(settings: GatewaySettings, args: ProgramArgs) -> None:
     clients(settings)
     operator(settings)
     store(settings)
+    outcomes(settings)
+    analyzer(settings, b"a secret for checking only")
     for name, listen in (("grpc", settings.grpc), ("link", settings.link), ("http", settings.http)):
         if listen.tls is not None:
             server_ssl_context(listen.tls, f"{name}.tls")

@@ -16,6 +16,7 @@ from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
 from gateway.dispatch.levels import DataClasses
 from gateway.dispatch.line import Line, Turn
+from gateway.dispatch.outcomes import Outcomes
 from gateway.dispatch.resume import ResumeTokens
 from gateway.dispatch.run import RequestRun, budget_outcome, usage_of
 from gateway.state import Fleet, Sessions
@@ -34,11 +35,13 @@ from tidegate.routing.domain import (
     SequenceOutput,
     ServeError,
     SessionHint,
+    Snapshot,
     Work,
 )
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
+from tidegate.routing.quality import QualityModel, RankedQuality
 
 # Long enough for a work to be out of the process. An idle event loop makes a whole millisecond of it.
 SENDING_S = 0.0005
@@ -87,6 +90,8 @@ class Dispatcher:
         rng: Callable[[], float],
         new_token: Callable[[], str],
         resume_tokens: ResumeTokens,
+        outcomes: Outcomes | None = None,
+        quality_of: Callable[[Snapshot], QualityModel] = RankedQuality,
     ) -> None:
         self._fleet = fleet
         self._upstream = upstream
@@ -105,12 +110,18 @@ class Dispatcher:
         self._rng = rng
         self._new_token = new_token
         self._resume_tokens = resume_tokens
+        self._outcomes = outcomes or Outcomes()
+        self._quality_of = quality_of
 
     def explain(self, request: GenerateRequest, client: Client) -> Decision:
         """The decision for this request now, and nothing else. Raises ServeError for bad input."""
         started_s = self._clock()
         result = self._route(self._intake.begin(request, client), frozenset())
         return Decision(result, (self._clock() - started_s) * 1000)
+
+    def feedback(self, request_id: str, client: Client, *, worse: bool) -> None:
+        """Keeps a verdict on an answer. Raises ServeError where no outcomes are kept."""
+        self._outcomes.verdict(request_id, client, worse=worse)
 
     async def generate(self, request: GenerateRequest, client: Client) -> AsyncGenerator[GenerateEvent, None]:
         """Streams the answer; closing the iterator frees the node. Raises ServeError."""
@@ -223,7 +234,8 @@ class Dispatcher:
 
     def _route(self, run: RequestRun, tried: frozenset[str]) -> Plan | Refusal:
         query = replace(run.query, excluded=tried, elapsed_ms=(self._clock() - run.arrived_s) * 1000)
-        return self._policy.route(self._fleet.snapshot(), query, self._model, self._rng)
+        snapshot = self._fleet.snapshot()
+        return self._policy.route(snapshot, query, self._model, self._rng, self._quality_of(snapshot))
 
     def _audit(self, run: RequestRun, decision: str, choice: Choice | None) -> None:
         if self._classes.is_limited(run.data_class):
@@ -308,6 +320,7 @@ class Dispatcher:
             timings=timings,
             budget=budget_outcome(run.request.budget, timings),
             attempts=run.row.attempts,
+            feedback_wanted=self._outcomes.answered(run, choice),
         )
         if run.session:
             warm = usage.prompt_tokens + usage.completion_tokens

@@ -121,6 +121,12 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         reasons = explain.explanation(result, decision.decision_ms)
         return fleet.encode_decision(Decision(result.first.route(explain.why(result)), reasons))
 
+    async def Feedback(self, request: pb.FeedbackRequest, context: Any) -> pb.FeedbackResponse:
+        client = self._authenticate(context)
+        request_id, worse = codec.decode_feedback(request)
+        self._dispatcher.feedback(request_id, client, worse=worse)
+        return pb.FeedbackResponse()
+
     def _nodes(self) -> list[NodeInfo]:
         return [
             node_info(state, silent_ms=self._fleet.silent_ms(state.node_id))

@@ -14,6 +14,7 @@ from gateway.state import Fleet
 from gateway.telemetry import Metrics
 from gateway.transport.clients import ClientDirectory
 from gateway.transport.fleet_view import models_of
+from gateway.transport.http_feedback import add_feedback
 from serving.openai_api import FrontOptions, ModelCard, build_routes, local_guard
 from serving.startup import is_loopback
 from tidegate.routing.domain import GenerateEvent, GenerateRequest, Health
@@ -27,7 +28,7 @@ class DispatchBackend:
     """Implements GenerateBackend over the dispatcher. `request.tenant` is the name of the caller's key."""
 
     def __init__(self, dispatcher: Dispatcher, fleet: Fleet, clients: ClientDirectory) -> None:
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._fleet = fleet
         self._clients = clients
         self._numbers = itertools.count(1)
@@ -37,7 +38,7 @@ class DispatchBackend:
         # Meshes copy one x-request-id onto all calls of a page: it is a label here, never an exclusive id.
         request_id = f"{request.request_id[:MAX_LABEL]}:{next(self._numbers)}"
         asked = check_request(replace(request, request_id=request_id, tenant=client.tenant))
-        async with aclosing(self._dispatcher.generate(asked, client)) as events:
+        async with aclosing(self.dispatcher.generate(asked, client)) as events:
             async for event in events:
                 yield event
 
@@ -85,6 +86,7 @@ def build_app(
     guards = [local_guard(allowed_hosts)] if clients.open and is_loopback(host) else []
     app = web.Application(client_max_size=options.max_body_bytes, middlewares=guards)
     build_routes(app, backend, clients.http_caller, options)
+    add_feedback(app, backend.dispatcher, clients)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_page)

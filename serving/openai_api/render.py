@@ -59,6 +59,7 @@ def tidegate_body(
         "timings": asdict(finished.timings),
         "budget": finished.budget.value,
         "attempts": finished.attempts,
+        "feedback_wanted": finished.feedback_wanted,
     }
     if explanation is not None:
         body["explanation"] = {

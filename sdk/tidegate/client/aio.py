@@ -14,7 +14,13 @@ from tidegate.client.answer import Answer, Completion, OnRestart
 from tidegate.client.calls import Core, ServerStream, unary
 from tidegate.client.request import GenerateOptions, Prompt, build_request
 from tidegate.client.retry import DEFAULT_RETRY, Clock, RetryPolicy, Uniform
-from tidegate.client.unary import check_deadline, decode_explain, decode_models, decode_nodes
+from tidegate.client.unary import (
+    check_deadline,
+    decode_explain,
+    decode_models,
+    decode_nodes,
+    feedback_message,
+)
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.routing.domain import Accepted, Chunk, Finished, GenerateEvent, Restarted, Route
 from tidegate.wire.channels import MAX_RECEIVE_BYTES, TlsConfig
@@ -233,6 +239,18 @@ class Client:
             self._deadline(deadline_s),
         )
         return decode_explain(response)
+
+    async def feedback(self, request_id: str, *, worse: bool, deadline_s: float | None = None) -> None:
+        """Tells how good an answer was: worse than the best variant's would have been, or not.
+
+        Wanted where `Completion.feedback_wanted` says so. Raises TidegateError where no outcomes are kept.
+        """
+        await unary(
+            self._core,
+            lambda stub: stub.Feedback,
+            feedback_message(request_id, worse=worse),
+            self._deadline(deadline_s),
+        )
 
     async def nodes(self, *, deadline_s: float | None = None) -> tuple[NodeInfo, ...]:
         """The nodes the gateway knows."""

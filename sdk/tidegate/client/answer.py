@@ -44,6 +44,7 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     restarts: tuple[Restarted, ...] = ()
     ttft_ms: float | None = None
+    feedback_wanted: bool = False
 
 
 class Answer:
@@ -134,6 +135,7 @@ class Answer:
             token_ids=tuple(self._token_ids),
             restarts=self.restarts,
             ttft_ms=self.ttft_ms,
+            feedback_wanted=finished.feedback_wanted,
         )
 
     def _take_chunk(self, chunk: Chunk) -> None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-from tidegate.client.errors import InvalidRequest, broken_protocol
+from tidegate.client.errors import InvalidRequest, broken_protocol, from_serve_error
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.routing.domain import Code, ServeError
+from tidegate.wire import codec
 from tidegate.wire.fleet import Decision, ModelInfo, NodeInfo, decode_decision, decode_model, decode_node
 
 M = TypeVar("M")
@@ -25,6 +26,14 @@ def decode_models(response: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
 
 def decode_explain(response: pb.ExplainResponse) -> Decision:
     return _decoded(decode_decision, response)
+
+
+def feedback_message(request_id: str, *, worse: bool) -> pb.FeedbackRequest:
+    """Raises InvalidRequest for what is no request id."""
+    try:
+        return codec.encode_feedback(request_id, worse=worse)
+    except ServeError as error:
+        raise from_serve_error(error) from error
 
 
 def check_deadline(deadline_s: float | None) -> float | None:

@@ -28,7 +28,8 @@ class FakeGateway(rpc.GatewayServiceServicer):
     """Serves GatewayService inside `async with`.
 
     Each Generate plays the oldest script given to `script()`, or answers with the words of the last message
-    when there is none. What arrived is in `requests` and `metadata`, what ended early in `cancelled`.
+    when there is none. What arrived is in `requests` and `metadata`, what ended early in `cancelled`, what
+    Feedback said of which request (whether worse) in `verdicts`.
     `nodes`, `models` and `decision` are the answers to ListNodes, ListModels and Explain; `set_nodes` also
     wakes the watchers. `fail_next` makes any next calls, of whatever kind, fail before their first message.
     """
@@ -45,6 +46,7 @@ class FakeGateway(rpc.GatewayServiceServicer):
         self.requests: list[GenerateRequest] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.cancelled: list[str] = []
+        self.verdicts: list[tuple[str, bool]] = []
         self.calls = 0
         self.nodes = tuple(nodes)
         self.models = tuple(models)
@@ -148,6 +150,14 @@ class FakeGateway(rpc.GatewayServiceServicer):
         except ServeError as error:
             await _abort(context, Fail(error))
         return fleet.encode_decision(self.decision)
+
+    async def Feedback(self, request: pb.FeedbackRequest, context: Context) -> pb.FeedbackResponse:
+        await self._enter(context)
+        try:
+            self.verdicts.append(codec.decode_feedback(request))
+        except ServeError as error:
+            await _abort(context, Fail(error))
+        return pb.FeedbackResponse()
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         await self._enter(context)

@@ -26,7 +26,7 @@ from tidegate.routing.domain import (
 )
 from tidegate.wire import common
 from tidegate.wire.common import decode_enum, invalid
-from tidegate.wire.validate import MAX_MESSAGES, check_request
+from tidegate.wire.validate import MAX_MESSAGES, check_request, check_request_id
 
 PLACEMENTS: Mapping[Placement, pb.Placement.ValueType] = {
     Placement.ANY: pb.PLACEMENT_ANY,
@@ -213,6 +213,19 @@ def decode_event(message: pb.GenerateResponse) -> GenerateEvent | None:
     return None
 
 
+def encode_feedback(request_id: str, *, worse: bool) -> pb.FeedbackRequest:
+    """Raises ServeError(INVALID_ARGUMENT) for what is no request id."""
+    verdict = pb.VERDICT_WORSE if worse else pb.VERDICT_GOOD
+    return pb.FeedbackRequest(request_id=check_request_id(request_id), verdict=verdict)
+
+
+def decode_feedback(message: pb.FeedbackRequest) -> tuple[str, bool]:
+    """(request id, whether its answer was worse). Raises ServeError(INVALID_ARGUMENT)."""
+    if message.verdict not in (pb.VERDICT_GOOD, pb.VERDICT_WORSE):
+        raise invalid("verdict", "must be VERDICT_GOOD or VERDICT_WORSE")
+    return check_request_id(message.request_id), message.verdict == pb.VERDICT_WORSE
+
+
 def encode_chunk(chunk: Chunk) -> pb.Chunk:
     return pb.Chunk(
         attempt_no=chunk.attempt_no,
@@ -258,6 +271,7 @@ def _encode_finished(event: Finished) -> pb.Finished:
         timings=common.encode_timings(event.timings),
         budget=OUTCOMES[event.budget],
         attempts=event.attempts,
+        feedback_wanted=event.feedback_wanted,
     )
 
 
@@ -268,4 +282,5 @@ def _decode_finished(event: pb.Finished) -> Finished:
         timings=common.decode_timings(event.timings),
         budget=decode_enum(_OUTCOMES_BACK, event.budget, "finished.budget"),
         attempts=event.attempts,
+        feedback_wanted=event.feedback_wanted,
     )

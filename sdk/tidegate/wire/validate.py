@@ -31,8 +31,7 @@ _SAMPLING_RANGES = (
 
 def check_request(request: GenerateRequest) -> GenerateRequest:
     """Returns the request itself; raises ServeError(INVALID_ARGUMENT, param=field) at the first fault."""
-    if not _REQUEST_ID.match(request.request_id):
-        raise invalid("request_id", "must be 1 to 128 characters of [A-Za-z0-9._:-]")
+    check_request_id(request.request_id)
     _check_input(request)
     if not 0 <= request.max_tokens <= MAX_INT32:
         raise invalid("max_tokens", "must be between 0 (the operator's default) and 2147483647")
@@ -49,6 +48,13 @@ def check_request(request: GenerateRequest) -> GenerateRequest:
             raise invalid(name, f"is longer than {MAX_LABEL_CHARS} characters")
         _check_text(value, name)
     return request
+
+
+def check_request_id(request_id: str) -> str:
+    """Returns it; raises ServeError(INVALID_ARGUMENT)."""
+    if not _REQUEST_ID.match(request_id):
+        raise invalid("request_id", "must be 1 to 128 characters of [A-Za-z0-9._:-]")
+    return request_id
 
 
 def check_sampling(sampling: Sampling, param: str = "sampling") -> None:

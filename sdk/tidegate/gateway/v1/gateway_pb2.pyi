@@ -112,6 +112,27 @@ NODE_HEALTH_STALLED: NodeHealth.ValueType  # 5
 """Work is running but no step was made for too long."""
 global___NodeHealth = NodeHealth
 
+class _Verdict:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _VerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    VERDICT_GOOD: _Verdict.ValueType  # 1
+    """As good as the best variant's answer would have been, or better."""
+    VERDICT_WORSE: _Verdict.ValueType  # 2
+    """Worse than the best variant's answer would have been."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+VERDICT_GOOD: Verdict.ValueType  # 1
+"""As good as the best variant's answer would have been, or better."""
+VERDICT_WORSE: Verdict.ValueType  # 2
+"""Worse than the best variant's answer would have been."""
+global___Verdict = Verdict
+
 @typing.final
 class MessageList(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -458,10 +479,15 @@ class Finished(google.protobuf.message.Message):
     TIMINGS_FIELD_NUMBER: builtins.int
     BUDGET_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
+    FEEDBACK_WANTED_FIELD_NUMBER: builtins.int
     reason: tidegate.common.v1.common_pb2.FinishReason.ValueType
     budget: global___BudgetOutcome.ValueType
     attempts: builtins.int
     """Attempts used, 1 when nothing was retried."""
+    feedback_wanted: builtins.bool
+    """This answer was drawn by chance to be judged: Feedback about it counts towards certification, and its
+    silence counts against.
+    """
     @property
     def usage(self) -> tidegate.common.v1.common_pb2.Usage: ...
     @property
@@ -476,9 +502,10 @@ class Finished(google.protobuf.message.Message):
         timings: tidegate.common.v1.common_pb2.Timings | None = ...,
         budget: global___BudgetOutcome.ValueType = ...,
         attempts: builtins.int = ...,
+        feedback_wanted: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["timings", b"timings", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "budget", b"budget", "reason", b"reason", "timings", b"timings", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "budget", b"budget", "feedback_wanted", b"feedback_wanted", "reason", b"reason", "timings", b"timings", "usage", b"usage"]) -> None: ...
 
 global___Finished = Finished
 
@@ -815,3 +842,32 @@ class ExplainResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["explanation", b"explanation", "refusal", b"refusal", "route", b"route"]) -> None: ...
 
 global___ExplainResponse = ExplainResponse
+
+@typing.final
+class FeedbackRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Of the request that was answered, of the same tenant."""
+    verdict: global___Verdict.ValueType
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        verdict: global___Verdict.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "verdict", b"verdict"]) -> None: ...
+
+global___FeedbackRequest = FeedbackRequest
+
+@typing.final
+class FeedbackResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___FeedbackResponse = FeedbackResponse

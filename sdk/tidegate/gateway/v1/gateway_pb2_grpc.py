@@ -69,6 +69,11 @@ class GatewayServiceStub(object):
                 request_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/tidegate.gateway.v1.GatewayService/Feedback',
+                request_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer(object):
@@ -127,6 +132,14 @@ class GatewayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
+        outcomes. A later verdict on the same request replaces an earlier one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +177,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.ExplainRequest.FromString,
                     response_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackRequest.FromString,
+                    response_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +373,33 @@ class GatewayService(object):
             '/tidegate.gateway.v1.GatewayService/Explain',
             tidegate_dot_gateway_dot_v1_dot_gateway__pb2.ExplainRequest.SerializeToString,
             tidegate_dot_gateway_dot_v1_dot_gateway__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.gateway.v1.GatewayService/Feedback',
+            tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackRequest.SerializeToString,
+            tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,14 @@ class GatewayServiceStub:
     ]
     """The decision Generate would take for this request now, with its reasons, and nothing else."""
 
+    Feedback: grpc.UnaryUnaryMultiCallable[
+        tidegate.gateway.v1.gateway_pb2.FeedbackRequest,
+        tidegate.gateway.v1.gateway_pb2.FeedbackResponse,
+    ]
+    """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
+    outcomes. A later verdict on the same request replaces an earlier one.
+    """
+
 class GatewayServiceAsyncStub:
     Generate: grpc.aio.UnaryStreamMultiCallable[
         tidegate.gateway.v1.gateway_pb2.GenerateRequest,
@@ -113,6 +121,14 @@ class GatewayServiceAsyncStub:
         tidegate.gateway.v1.gateway_pb2.ExplainResponse,
     ]
     """The decision Generate would take for this request now, with its reasons, and nothing else."""
+
+    Feedback: grpc.aio.UnaryUnaryMultiCallable[
+        tidegate.gateway.v1.gateway_pb2.FeedbackRequest,
+        tidegate.gateway.v1.gateway_pb2.FeedbackResponse,
+    ]
+    """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
+    outcomes. A later verdict on the same request replaces an earlier one.
+    """
 
 class GatewayServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -175,5 +191,15 @@ class GatewayServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[tidegate.gateway.v1.gateway_pb2.ExplainResponse, collections.abc.Awaitable[tidegate.gateway.v1.gateway_pb2.ExplainResponse]]:
         """The decision Generate would take for this request now, with its reasons, and nothing else."""
+
+    @abc.abstractmethod
+    def Feedback(
+        self,
+        request: tidegate.gateway.v1.gateway_pb2.FeedbackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[tidegate.gateway.v1.gateway_pb2.FeedbackResponse, collections.abc.Awaitable[tidegate.gateway.v1.gateway_pb2.FeedbackResponse]]:
+        """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
+        outcomes. A later verdict on the same request replaces an earlier one.
+        """
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

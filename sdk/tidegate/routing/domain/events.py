@@ -92,6 +92,7 @@ class Finished:
     timings: Timings
     budget: BudgetOutcome = BudgetOutcome.NONE
     attempts: int = 1
+    feedback_wanted: bool = False
 
 
 GenerateEvent = Accepted | Chunk | Restarted | Finished

@@ -1,0 +1,69 @@
+"""Which answers are drawn to be judged, and what is kept of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.dispatch.caller import Client
+from gateway.dispatch.run import RequestRun
+from gateway.telemetry import OutcomeRow, VerdictRow
+from tidegate.routing.domain import Code, ServeError
+from tidegate.routing.plan import Choice
+
+
+class OutcomeWriter(Protocol):
+    """Implemented by gateway.telemetry.OutcomeLog."""
+
+    def write(self, row: OutcomeRow | VerdictRow) -> None: ...
+
+
+class Outcomes:
+    """Draws with the same chance for every answer, whatever the prompt, so that the drawn ones speak for all.
+
+    Without a writer nothing is drawn or kept, and verdicts are refused. `wall_clock` gives seconds since
+    1970, `rng` numbers in [0, 1)."""
+
+    def __init__(
+        self,
+        writer: OutcomeWriter | None = None,
+        *,
+        share: float = 0.02,
+        wall_clock: Callable[[], float] = lambda: 0.0,
+        rng: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self._writer = writer
+        self._share = share
+        self._wall_clock = wall_clock
+        self._rng = rng
+
+    def answered(self, run: RequestRun, choice: Choice) -> bool:
+        """Keeps one answer; True when a verdict on it is wanted."""
+        if self._writer is None:
+            return False
+        drawn = self._rng() < self._share
+        self._writer.write(
+            OutcomeRow(
+                request=run.request.request_id,
+                tenant=run.client.tenant,
+                at_s=self._wall_clock(),
+                difficulty=run.query.analysis.difficulty,
+                variant=choice.variant.digest,
+                model=choice.variant.model,
+                tier=choice.node.binding.tier.value,
+                data_class=run.data_class,
+                propensity=self._share,
+                drawn=drawn,
+            )
+        )
+        return drawn
+
+    def verdict(self, request_id: str, client: Client, *, worse: bool) -> None:
+        """Raises ServeError(FAILED_PRECONDITION) where no outcomes are kept."""
+        if self._writer is None:
+            raise ServeError(
+                Code.FAILED_PRECONDITION,
+                "this gateway keeps no outcomes: quality.outcome_log is not set",
+                reason="NO_OUTCOME_LOG",
+            )
+        self._writer.write(VerdictRow(request_id, client.tenant, self._wall_clock(), worse, "feedback"))

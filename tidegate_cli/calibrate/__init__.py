@@ -1,0 +1,1 @@
+"""From the outcome log to certificates: reading, versions, and what is told of them."""
