@@ -74,6 +74,7 @@ class GatewayApp:
         self._sessions = Sessions(secret + b"sessions", stricter=self._classes.stricter)
         self._latency = LearnedLatency()
         self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
+        self._outcomes = wiring.outcomes(settings)
         self._certificates = Certificates(settings.quality.certificates)
         self._store = wiring.store(settings)
         self._sync = StoreSync(
@@ -129,7 +130,7 @@ class GatewayApp:
             rng=random.random,
             new_token=lambda: secrets.token_urlsafe(24),
             resume_tokens=ResumeTokens(secret),
-            outcomes=wiring.outcomes(s),
+            outcomes=self._outcomes,
             quality_of=lambda snapshot: CertifiedQuality(snapshot, self._certificates.by_variant),
         )
 
@@ -172,7 +173,7 @@ class GatewayApp:
         return int(bound.getsockname()[1])
 
     async def _learn(self) -> None:
-        """What running attempts teach, and what time alone changes in what was learned; newer certificates."""
+        """What running attempts teach, what time alone changes in what was learned, newer certificates."""
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             self._facts.look(time.monotonic())
@@ -200,6 +201,7 @@ class GatewayApp:
         # The last turns' data classes must reach the other replicas, and what was learned the next one.
         await self._sync.once(last=True)
         await self._store.close()
+        self._outcomes.close()
 
 
 def _spare_the_collector() -> None:

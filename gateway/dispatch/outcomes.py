@@ -17,6 +17,8 @@ class OutcomeWriter(Protocol):
 
     def write(self, row: OutcomeRow | VerdictRow) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Outcomes:
     """Draws with the same chance for every answer, whatever the prompt, so that the drawn ones speak for all.
@@ -36,6 +38,10 @@ class Outcomes:
         self._share = share
         self._wall_clock = wall_clock
         self._rng = rng
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def answered(self, run: RequestRun, choice: Choice) -> bool:
         """Keeps one answer; True when a verdict on it is wanted."""

@@ -6,6 +6,7 @@ answer was worse."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -80,4 +81,5 @@ class OutcomeLog:
         self._handler.handle(record)
 
     def close(self) -> None:
-        self._handler.close()
+        with contextlib.suppress(OSError):
+            self._handler.close()

@@ -15,6 +15,7 @@ from gateway.dispatch.caller import Client
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
 from gateway.dispatch.line import Line
+from gateway.dispatch.outcomes import Outcomes
 from gateway.dispatch.resume import ResumeTokens
 from gateway.state import Fleet, Sessions
 from gateway.telemetry import Metrics, RequestLog
@@ -130,6 +131,7 @@ class Rig:
         in_flight: int = 10,
         levels: Levels | None = None,
         limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008
+        outcomes: Outcomes | None = None,
         **scripts: list[Script],
     ) -> None:
         clock = asyncio.get_running_loop().time
@@ -163,6 +165,7 @@ class Rig:
             rng=lambda: 0.0,
             new_token=lambda: "unguessable-token",
             resume_tokens=ResumeTokens(FLEET_SECRET),
+            outcomes=outcomes,
         )
 
     async def run(self, request: GenerateRequest, client: Client = Client()) -> list[GenerateEvent]:  # noqa: B008

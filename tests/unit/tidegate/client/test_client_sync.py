@@ -54,6 +54,8 @@ def test_lists_and_explanations(server: FakeGateway, sync_client: tidegate.SyncC
     assert sync_client.nodes() == ()
     assert sync_client.models() == ()
     assert sync_client.explain("hi").route == default_route()
+    sync_client.feedback("r-1", worse=True)
+    assert server.verdicts == [("r-1", True)]
     with sync_client.watch_fleet() as watch:
         assert next(watch) == ()
 
