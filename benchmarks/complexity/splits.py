@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.common import CannotMeasure
 from benchmarks.complexity.fit import fit_need
+from benchmarks.complexity.report import LEAST_GAIN
 from benchmarks.complexity.rows import Floats, Ids, Matrix, matrix
 
 IN_DOMAIN = "MMLU, 1,500 labels"
@@ -87,9 +88,10 @@ class Rig:
                     need, rows = np.concatenate(each), [row for test in tests for row in test]
                     gains.all_rows.append(self._gain(need, rows))
                     kept = np.array([untouched(row[0]) for row in rows])
-                    gains.untouched_rows.append(
-                        self._gain(need[kept], [r for r, k in zip(rows, kept, strict=True) if k])
-                    )
+                    half = [r for r, k in zip(rows, kept, strict=True) if k]
+                    # Half of a small task may have no difference between the models to speak of.
+                    if np.mean([r[2] - r[1] for r in half]) >= LEAST_GAIN:
+                        gains.untouched_rows.append(self._gain(need[kept], half))
         return found
 
     def _need(self, train: Sequence[Row], test: Sequence[Row]) -> Floats:

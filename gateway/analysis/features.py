@@ -76,7 +76,6 @@ DENSE_NAMES = (
 """Names of the numbers, in the order of the graph's `dense` input; each lies in [0, 1]."""
 
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _MATH_SYMBOL = re.compile("[\u2200-\u22ff\u00b1\u00d7\u00f7\u2192]")
 _SENTENCE_END = re.compile(r"[.!?]\s+")
 # Options of a question with a choice: "A. ..." to "E) ...", each on a line of its own.
@@ -86,6 +85,13 @@ _DIGITS = b"0123456789"
 _CAPITALS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MATH_MARKS = b"=+*^<>/%~"
 _CODE_MARKS = b"{}[]();_`#&|\\"
+_WORD_BYTES = b"abcdefghijklmnopqrstuvwxyz_" + _DIGITS
+# Translation tables: what is not part of a word (of a number) becomes a space, capitals become small.
+_ASCII_WORDS = bytes(
+    code if code in _WORD_BYTES else code + 32 if code in _CAPITALS else 32 for code in range(256)
+)
+_TYPOGRAPHIC = "\u2019\u2018\u201c\u201d\u2013\u2014\u2026\u2022\u00a0"
+_NUMBERS = bytes(code if code in _DIGITS + b".," else 32 for code in range(256))
 _NON_ASCII_BYTES = bytes(range(0x80, 0x100))
 
 
@@ -98,7 +104,14 @@ def capped(text: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """Lower-cased words of a capped text: the first and last 256."""
-    words = _WORD.findall(text.lower())
+    if not text.isascii():
+        for mark in _TYPOGRAPHIC:
+            text = text.replace(mark, " ")
+    # The same words either way; most prompts are ASCII but for marks, and a table is faster than the pattern.
+    if text.isascii():
+        words = text.encode("ascii").translate(_ASCII_WORDS).decode("ascii").split()
+    else:
+        words = _WORD.findall(text.lower())
     if len(words) > MAX_WORDS:
         return words[: MAX_WORDS // 2] + words[-MAX_WORDS // 2 :]
     return words
@@ -113,7 +126,14 @@ def buckets_of(words: Sequence[str]) -> tuple[Ids, Ids]:
     # crc32 continued over the second word equals crc32 of both joined.
     pairs = map(crc32, spaced[1:], singles)
     ids = np.fromiter(chain(singles, pairs), np.int64) & (BUCKETS - 1)
-    return np.unique(ids[: len(singles)]), np.unique(ids)
+    return _distinct(ids[: len(singles)]), _distinct(ids)
+
+
+def _distinct(ids: Ids) -> Ids:
+    """In ascending order. A table of flags is faster than sorting."""
+    flags = np.zeros(BUCKETS, np.bool_)
+    flags[ids] = True
+    return np.flatnonzero(flags)
 
 
 def dense(text: str, words: Sequence[str], *, total_chars: int, turns: int) -> list[float]:
@@ -138,13 +158,13 @@ def _mark_numbers(text: str, words: Sequence[str]) -> list[float]:
     wide = len(data) != len(text)
     non_ascii = len(text) - (len(data) - _count(data, _NON_ASCII_BYTES)) if wide else 0
     math_marks = _count(data, _MATH_MARKS) + (len(_MATH_SYMBOL.findall(text)) if wide else 0)
-    numbers = _NUMBER.findall(text)
+    numbers = [n for part in data.translate(_NUMBERS).split() if (n := part.strip(b".,"))]
     return [
         _log(len(words), 7.0),
         min(4.0 * _count(data, _DIGITS) * per_char, 1.0),
         _log(len(numbers), 5.0),
         _log(len(set(numbers)), 5.0),
-        _log(sum("." in number for number in numbers), 4.0),
+        _log(sum(b"." in number for number in numbers), 4.0),
         _log(sum(len(number) >= 3 for number in numbers), 5.0),
         min(10.0 * math_marks * per_char, 1.0),
         min(10.0 * _count(data, _CODE_MARKS) * per_char, 1.0),
@@ -185,8 +205,8 @@ def _word_numbers(words: Sequence[str]) -> list[float]:
 
 def _shape_numbers(text: str) -> list[float]:
     """lines to commas: how the text is laid out. "Asking" is what comes before the first option."""
-    options = [len(option) for option in _OPTION.findall(text)]
     first = _FIRST_OPTION.search(text)
+    options = [len(option) for option in _OPTION.findall(text)] if first else []
     asking = text[: first.start()] if first else text
     lengths = [sentence.count(" ") + 1 for sentence in _SENTENCE_END.split(asking)]
     mean_option = sum(options) / max(len(options), 1)
