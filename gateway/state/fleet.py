@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from gateway.state.prefix_index import PrefixIndex
 from gateway.state.records import NodeRecord
@@ -18,10 +19,12 @@ from tidegate.routing.domain import (
     Binding,
     CacheDelta,
     Health,
+    Holders,
     InFlight,
     NodeLoad,
     NodeState,
     Snapshot,
+    Variant,
     Work,
 )
 
@@ -46,12 +49,12 @@ class _Node:
     binding: Binding
     link_epoch: int
     last_heard_s: float
+    prefix: PrefixIndex
     load: NodeLoad = field(default_factory=lambda: NodeLoad(ready=False))
     rtt_ms: float = 1.0
     rtt_known: bool = False
     sent: dict[AttemptKey, _Sent] = field(default_factory=dict)
     taken: dict[AttemptKey, _Sent] = field(default_factory=dict)
-    prefix: PrefixIndex = field(default_factory=PrefixIndex)
     stalled_until_s: float = 0.0
     last_output_s: float = float("-inf")
     stalls: int = 0
@@ -78,6 +81,9 @@ class Fleet:
         self._boots: dict[str, str] = {}
         self._remote: dict[str, NodeState] = {}
         self._snapshot: Snapshot | None = None
+        self._stale: set[str] = set()
+        self._holders = Holders()
+        self._variants: dict[tuple[Variant, ...], tuple[Variant, ...]] = {}
         self.version = 0
 
     # --- written by the links -----------------------------------------------------------------------
@@ -88,16 +94,28 @@ class Fleet:
         self._boots[announcement.node_id] = announcement.boot_id
         if len(self._boots) > MAX_REMEMBERED_BOOTS:
             del self._boots[next(iter(self._boots))]
-        self._nodes[announcement.node_id] = _Node(announcement, binding, link_epoch, self._clock())
-        self._changed(announcement.node_id)
+        self._forget_blocks(announcement.node_id)
+        # Nodes with the same variants share the object: snapshots group them by it.
+        if len(self._variants) > MAX_REMEMBERED_BOOTS:
+            self._variants.clear()
+        shared = self._variants.setdefault(announcement.variants, announcement.variants)
+        announcement = replace(announcement, variants=shared)
+        node_id = announcement.node_id
+        prefix = PrefixIndex(
+            on_held=partial(self._holders.add, node_id=node_id),
+            on_evicted=partial(self._holders.discard, node_id=node_id),
+        )
+        self._nodes[announcement.node_id] = _Node(announcement, binding, link_epoch, self._clock(), prefix)
+        self._changed_all()
         return boot_id not in (None, announcement.boot_id)
 
     def remove(self, node_id: str, link_epoch: int) -> None:
         """The link is gone; a newer epoch's node stays."""
         node = self._nodes.get(node_id)
         if node is not None and node.link_epoch == link_epoch:
+            self._forget_blocks(node_id)
             del self._nodes[node_id]
-            self._changed(None)
+            self._changed_all()
 
     def heard(self, node_id: str) -> bool:
         """Any message counts as a sign of life; True when the node was SUSPECT until now."""
@@ -214,7 +232,7 @@ class Fleet:
     def learn_remote(self, records: Iterable[NodeRecord], replica_id: str) -> None:
         """Nodes that only other replicas are linked to."""
         self._remote = {r.state.node_id: r.state for r in records if r.replica_id != replica_id}
-        self._changed(None)
+        self._changed_all()
 
     # --- read ---------------------------------------------------------------------------------------
 
@@ -245,14 +263,29 @@ class Fleet:
             states = {node_id: self._state(node) for node_id, node in self._nodes.items()}
             for node_id, remote in self._remote.items():
                 states.setdefault(node_id, remote)
-            self._snapshot = Snapshot(nodes=tuple(states.values()), by_id=states)
+            self._snapshot = Snapshot(tuple(states.values()), states, self._holders)
+        elif self._stale:
+            changed = [self._state(self._nodes[node_id]) for node_id in self._stale]
+            self._snapshot = self._snapshot.with_changes(changed)
+        self._stale.clear()
         return self._snapshot
 
-    def _changed(self, node_id: str | None) -> None:
-        if node_id is not None and node_id in self._nodes:
-            self._nodes[node_id].state = None
-        self._snapshot = None
+    def _changed(self, node_id: str) -> None:
+        self._nodes[node_id].state = None
+        self._stale.add(node_id)
         self.version += 1
+
+    def _changed_all(self) -> None:
+        """Nodes came or went."""
+        self._snapshot = None
+        self._stale.clear()
+        self.version += 1
+
+    def _forget_blocks(self, node_id: str) -> None:
+        node = self._nodes.get(node_id)
+        if node is not None:
+            for name in node.prefix.view():
+                self._holders.discard(name, node_id)
 
     def _state(self, node: _Node) -> NodeState:
         if node.state is None:

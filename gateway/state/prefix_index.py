@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tidegate.routing.domain import CacheDelta
 from tidegate.routing.prefix import names_digest
 
@@ -9,10 +11,21 @@ MAX_NAMES = 65_536
 
 
 class PrefixIndex:
-    """At most `limit` names; a report costs what it changes, not what is held."""
+    """At most `limit` names; a report costs what it changes, not what is held.
 
-    def __init__(self, limit: int = MAX_NAMES) -> None:
+    `on_held` and `on_evicted` hear of each name that comes and goes.
+    """
+
+    def __init__(
+        self,
+        limit: int = MAX_NAMES,
+        *,
+        on_held: Callable[[bytes], None] = lambda name: None,
+        on_evicted: Callable[[bytes], None] = lambda name: None,
+    ) -> None:
         self._limit = limit
+        self._on_held = on_held
+        self._on_evicted = on_evicted
         self._names: set[bytes] = set()
         self._digest = 0
         self._is_partial = False
@@ -25,11 +38,14 @@ class PrefixIndex:
         such a node for the whole set again and again would not help.
         """
         if delta.full:
+            for name in self._names:
+                self._on_evicted(name)
             self._names, self._digest, self._is_partial = set(), 0, False
         names = self._names
         for name in delta.evicted:
             if name in names:
                 names.discard(name)
+                self._on_evicted(name)
                 self._digest ^= names_digest((name,))
         for name in delta.held:
             if name in names:
@@ -38,6 +54,7 @@ class PrefixIndex:
                 self._is_partial = True
                 break
             names.add(name)
+            self._on_held(name)
             self._digest ^= names_digest((name,))
         self._view = None
         return self._is_partial or self._digest == delta.digest

@@ -11,13 +11,17 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tidegate.routing.domain import (
+    Binding,
     ClassRule,
     Health,
+    Kind,
     NodeState,
     Placement,
     RouteQuery,
     Snapshot,
     Variant,
+    is_kind,
+    is_up,
 )
 
 AUTO = "auto"
@@ -56,35 +60,66 @@ class Filtered(NamedTuple):
     removed: Mapping[str, int]
 
 
-def apply_filters(snapshot: Snapshot, query: RouteQuery) -> Filtered:
-    """All (node, variant) pairs the request may go to."""
-    eligible: list[Eligible] = []
+class Pool(NamedTuple):
+    """Nodes of one kind that passed, with the variants that may serve the request."""
+
+    kind: Kind
+    nodes: tuple[NodeState, ...]
+    variants: Sequence[Variant]
+
+    def has(self, node: NodeState) -> bool:
+        """Whether a node of the same snapshot is one of `nodes`."""
+        return is_up(node) and is_kind(node, self.kind)
+
+
+def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, int]]:
+    """What passed, kind by kind, and how many nodes each filter removed. Nodes already tried are counted as
+    removed, but still in their pools."""
+    found: list[Pool] = []
     removed: dict[str, int] = {}
     tokens = query.analysis.prompt_tokens + query.max_tokens
-    for node in snapshot.nodes:
-        variants: Sequence[Variant] = named_variants(node, query.model)
-        fell = _node_fails(node, query) if variants else Filter.MODEL
-        if fell is None or fell in PASSING:
-            variants, lacking = _variants_that_fit(variants, tokens, query.needs)
-            fell = lacking or fell
-        if fell is None:
-            eligible += [Eligible(node, variant) for variant in variants]
-        else:
+    for kind, ready, down in snapshot.groups:
+        fell, variants = _kind_fails(kind, query, tokens)
+        if fell is not None:
+            removed[fell] = removed.get(fell, 0) + len(ready) + len(down)
+            continue
+        for node in down:
+            fell = _not_now(node)
             removed[fell] = removed.get(fell, 0) + 1
+        if ready:
+            found.append(Pool(kind, ready, variants))
+    if query.excluded:
+        tried = [snapshot.get(node_id) for node_id in query.excluded]
+        for pool in found:
+            here = sum(1 for node in tried if node is not None and pool.has(node))
+            if here:
+                removed[Filter.EXCLUDED] = removed.get(Filter.EXCLUDED, 0) + here
+    return found, removed
+
+
+def apply_filters(snapshot: Snapshot, query: RouteQuery) -> Filtered:
+    """All (node, variant) pairs the request may go to."""
+    found, removed = pools(snapshot, query)
+    excluded = query.excluded
+    eligible = [
+        Eligible(node, variant)
+        for pool in found
+        for node in pool.nodes
+        if not excluded or node.announcement.node_id not in excluded
+        for variant in pool.variants
+    ]
     return Filtered(eligible, removed)
 
 
-def named_variants(node: NodeState, model: str) -> tuple[Variant, ...]:
-    """Variants of a node that answer to a model name, an alias or "auto"."""
-    variants = node.announcement.variants
+def named_variants(variants: tuple[Variant, ...], model: str) -> tuple[Variant, ...]:
+    """Those that answer to a model name, an alias or "auto"."""
     if model == AUTO:
         return variants
     return tuple(v for v in variants if v.model == model or model in v.aliases)
 
 
-def in_class(node: NodeState, rule: ClassRule) -> bool:
+def in_class(binding: Binding, rule: ClassRule) -> bool:
     """Whether a data class allows a node, by what the operator says of it; an empty set allows all."""
-    binding = node.binding
     return (
         (not rule.tiers or binding.tier in rule.tiers)
         and (not rule.regions or binding.region in rule.regions)
@@ -106,22 +141,26 @@ def _variants_that_fit(
     return fitting, None
 
 
-def _node_fails(node: NodeState, query: RouteQuery) -> Filter | None:
-    """The first filter a whole node falls at, whatever its variants."""
-    binding = node.binding
-    if not in_class(node, query.class_rule):
-        return Filter.DATA_CLASS
+def _kind_fails(kind: Kind, query: RouteQuery, tokens: int) -> tuple[Filter | None, Sequence[Variant]]:
+    """The first lasting filter that all nodes of a kind fall at, or the variants that may serve."""
+    variants = named_variants(kind.variants, query.model)
+    if not variants:
+        return Filter.MODEL, ()
+    binding = kind.binding
+    if not in_class(binding, query.class_rule):
+        return Filter.DATA_CLASS, ()
     if binding.tenants and query.tenant not in binding.tenants:
-        return Filter.TENANT
+        return Filter.TENANT, ()
     if query.placement is not Placement.ANY and binding.tier != query.placement.value:
-        return Filter.PLACEMENT
+        return Filter.PLACEMENT, ()
+    fitting, lacking = _variants_that_fit(variants, tokens, query.needs)
+    return lacking, fitting
+
+
+def _not_now(node: NodeState) -> Filter:
+    """Why a node takes no work at the moment."""
     if not node.linked_here:
         return Filter.NOT_LINKED
-    load, health = node.load, node.health
-    if load.draining or health is Health.DRAINING:
+    if node.load.draining or node.health is Health.DRAINING:
         return Filter.DRAINING
-    if health is not Health.READY or not load.ready:
-        return Filter.HEALTH
-    if query.excluded and node.announcement.node_id in query.excluded:
-        return Filter.EXCLUDED
-    return None
+    return Filter.HEALTH

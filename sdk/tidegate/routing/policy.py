@@ -11,12 +11,12 @@ Pure: random numbers come in as arguments, and time only as what the query says 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
 from heapq import nsmallest
 from typing import Protocol
 
+from tidegate.routing import sampling
 from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
-from tidegate.routing.filters import apply_filters
+from tidegate.routing.filters import Eligible, apply_filters, pools
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import MAX_CANDIDATES, Choice, Pick, Plan, Refusal, good_enough
 from tidegate.routing.quality import QualityModel, RankedQuality
@@ -70,7 +70,7 @@ def route(
     quality: QualityModel | None = None,
 ) -> Plan | Refusal:
     """Decide where one request goes. `quality` defaults to the snapshot's perplexity ranks."""
-    choices, removed = score(snapshot, query, model, quality)
+    choices, removed = look(snapshot, query, model, rng, quality)
     if not choices:
         return no_candidate(query, removed)
     qualified = [c for c in choices if c.qualified]
@@ -95,44 +95,88 @@ def route(
     return Plan(tuple(order[:MAX_CANDIDATES]), query, pick, removed, len(choices))
 
 
+def look(
+    snapshot: Snapshot,
+    query: RouteQuery,
+    model: LatencyModel,
+    rng: Random,
+    quality: QualityModel | None = None,
+) -> tuple[list[Choice], dict[str, int]]:
+    """As score(), but of a large fleet only a few, drawn by `rng` (see tidegate.routing.sampling)."""
+    found, removed = pools(snapshot, query)
+    if sampling.size(found) <= sampling.SCAN_LIMIT:
+        return score(snapshot, query, model, quality)
+    choices = judged(snapshot, sampling.sample(snapshot, found, query, rng), query, model, quality)
+    refusing = query.on_miss is OnMiss.REJECT and not any(c.qualified for c in choices)
+    if refusing or not choices:
+        more = sampling.sample(snapshot, found, query, rng, thorough=True)
+        choices = judged(snapshot, more, query, model, quality)
+    return choices, removed
+
+
 def score(
     snapshot: Snapshot, query: RouteQuery, model: LatencyModel, quality: QualityModel | None = None
 ) -> tuple[list[Choice], dict[str, int]]:
     """All permitted candidates with their predictions and odds, in the snapshot's order; removed counts."""
     filtered = apply_filters(snapshot, query)
-    judge_of: Callable[[], QualityModel] = (
-        cache(partial(RankedQuality, snapshot)) if quality is None else partial(_same, quality)
-    )
+    return judged(snapshot, filtered.eligible, query, model, quality), dict(filtered.removed)
+
+
+def judged(
+    snapshot: Snapshot,
+    eligible: Sequence[Eligible],
+    query: RouteQuery,
+    model: LatencyModel,
+    quality: QualityModel | None = None,
+) -> list[Choice]:
+    """Candidates with their predictions and odds."""
+    judge = _Judge(snapshot, quality, query.analysis)
     budget, elapsed, target = query.budget, query.elapsed_ms, query.target_share
     limited = budget.limits_anything
     p_good_of: dict[str, Callable[[], float]] = {}
     choices: list[Choice] = []
-    for node, variant in filtered.eligible:
+    for node, variant in eligible:
         prediction = model.predict(node, variant, query)
         p_meet = model.p_meet(prediction, budget, elapsed) if limited else 1.0
         p_good = p_good_of.get(variant.digest)
         if p_good is None:
-            p_good = p_good_of[variant.digest] = cache(partial(_p_good, judge_of, variant, query.analysis))
-        choices.append(
-            Choice(
-                node,
-                variant,
-                prediction,
-                p_meet,
-                p_good,
-                (not limited or p_meet >= target) and good_enough(p_good, query),
-                node.binding.cost_per_mtoken,
-            )
-        )
-    return choices, dict(filtered.removed)
+            p_good = p_good_of[variant.digest] = _PGood(judge, variant)
+        qualified = (not limited or p_meet >= target) and good_enough(p_good, query)
+        cost = node.binding.cost_per_mtoken
+        choices.append(Choice(node, variant, prediction, p_meet, p_good, qualified, cost))
+    return choices
 
 
-def _same(quality: QualityModel) -> QualityModel:
-    return quality
+class _Judge:
+    """P(good) of variants for one prompt. The snapshot's ranks are made when somebody asks."""
+
+    __slots__ = ("_analysis", "_quality", "_snapshot")
+
+    def __init__(self, snapshot: Snapshot, quality: QualityModel | None, analysis: Analysis) -> None:
+        self._snapshot = snapshot
+        self._quality = quality
+        self._analysis = analysis
+
+    def p_good(self, variant: Variant) -> float:
+        if self._quality is None:
+            self._quality = RankedQuality(self._snapshot)
+        return self._quality.p_good(variant, self._analysis.difficulty)
 
 
-def _p_good(judge_of: Callable[[], QualityModel], variant: Variant, analysis: Analysis) -> float:
-    return judge_of().p_good(variant, analysis.difficulty)
+class _PGood:
+    """P(good) of one variant, computed once when it is called."""
+
+    __slots__ = ("_judge", "_value", "_variant")
+
+    def __init__(self, judge: _Judge, variant: Variant) -> None:
+        self._judge = judge
+        self._variant = variant
+        self._value: float | None = None
+
+    def __call__(self) -> float:
+        if self._value is None:
+            self._value = self._judge.p_good(self._variant)
+        return self._value
 
 
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:

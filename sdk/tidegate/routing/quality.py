@@ -51,8 +51,8 @@ class RankedQuality:
         levels = sorted(
             {
                 variant.perplexity
-                for node in self._snapshot.nodes
-                for variant in node.announcement.variants
+                for group in self._snapshot.groups
+                for variant in group.kind.variants
                 if variant.perplexity is not None
             }
         )

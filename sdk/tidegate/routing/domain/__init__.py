@@ -33,7 +33,6 @@ from tidegate.routing.domain.node import (
     NodeState,
     ReplayClass,
     SessionHint,
-    Snapshot,
     Speeds,
     Tier,
     Variant,
@@ -47,6 +46,7 @@ from tidegate.routing.domain.request import (
     Placement,
     RouteQuery,
 )
+from tidegate.routing.domain.snapshot import Group, Holders, Kind, Snapshot, is_kind, is_up
 from tidegate.routing.domain.work import (
     AttemptKey,
     CacheDelta,
@@ -83,9 +83,12 @@ __all__ = [
     "FirstToken",
     "GenerateEvent",
     "GenerateRequest",
+    "Group",
     "Health",
+    "Holders",
     "InFlight",
     "InputKind",
+    "Kind",
     "Message",
     "NodeLoad",
     "NodeState",
@@ -110,4 +113,6 @@ __all__ = [
     "Variant",
     "Work",
     "adapter_capability",
+    "is_kind",
+    "is_up",
 ]

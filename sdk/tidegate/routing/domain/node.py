@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -148,11 +147,3 @@ class SessionHint:
     node_id: str
     variant_digest: str
     tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The immutable view one decision is taken on."""
-
-    nodes: tuple[NodeState, ...] = ()
-    by_id: Mapping[str, NodeState] = field(default_factory=dict)

@@ -148,7 +148,7 @@ def test_no_policy_ever_plans_a_node_outside_the_data_class(
     )
     snapshot = fleet(*nodes)  # type: ignore[arg-type]
     decision = policy_named(name).route(snapshot, asked, LearnedLatency(), always(chance))
-    assert all(in_class(c.node, rule) for c in decision.choices)
+    assert all(in_class(c.node.binding, rule) for c in decision.choices)
     assert all(c.node.health is Health.READY for c in decision.choices)
     if isinstance(decision, Plan) and placement is not Placement.ANY:
         assert all(c.node.binding.tier == placement.value for c in decision.choices)
@@ -157,7 +157,7 @@ def test_no_policy_ever_plans_a_node_outside_the_data_class(
 def test_positive_control_without_a_class_the_cloud_is_planned() -> None:
     decision = policy_named("tidegate").route(fleet(cloud()), query(), LearnedLatency(), always(0.0))
     assert isinstance(decision, Plan)
-    assert not in_class(decision.first.node, RESTRICTED)
+    assert not in_class(decision.first.node.binding, RESTRICTED)
 
 
 def test_a_node_kept_for_tenants_works_for_them_and_an_open_one_for_all() -> None:

@@ -1,0 +1,194 @@
+"""The immutable view of all nodes that one decision is taken on, grouped so that none need walk it.
+
+Nodes of one kind (same variants, same binding) fall at the same lasting filters, so those are decided once
+per kind. What may take work now lies apart from what may not. A snapshot made from another one by
+`with_changes` shares what did not change: its cost does not grow with the fleet, but for the copy of a row of
+references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from tidegate.routing.domain.node import Binding, Health, NodeState, Variant
+
+
+class Kind(NamedTuple):
+    """What lasting filters look at."""
+
+    variants: tuple[Variant, ...]
+    binding: Binding
+
+
+class Group(NamedTuple):
+    """All nodes of a kind: those that may take work now, and the others."""
+
+    kind: Kind
+    ready: tuple[NodeState, ...]
+    down: tuple[NodeState, ...]
+
+
+class Holders:
+    """Which nodes hold a prefix block, by its name. Changed by its owner between decisions only."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self) -> None:
+        # Most blocks are held once: a bare id spares a tuple for each.
+        self._of: dict[bytes, str | tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, name: bytes) -> Sequence[str]:
+        found = self._of.get(name, ())
+        return (found,) if isinstance(found, str) else found
+
+    def add(self, name: bytes, node_id: str) -> None:
+        known = self.of(name)
+        if node_id not in known:
+            self._of[name] = (*known, node_id) if known else node_id
+
+    def discard(self, name: bytes, node_id: str) -> None:
+        left = tuple(known for known in self.of(name) if known != node_id)
+        if not left:
+            self._of.pop(name, None)
+        else:
+            self._of[name] = left[0] if len(left) == 1 else left
+
+    def deepest(self, names: Sequence[bytes]) -> Sequence[str]:
+        """Who holds most of a chain. Who holds a block holds those before it, but for the last evictions."""
+        low, high = 0, len(names)
+        deepest: Sequence[str] = ()
+        while low < high:
+            middle = (low + high) // 2
+            holding = self.of(names[middle])
+            if holding:
+                low, deepest = middle + 1, holding
+            else:
+                high = middle
+        return deepest
+
+
+class Snapshot:
+    """`nodes` in a stable order, `by_id` and `groups`; the last two are made when they are first read.
+
+    `holders` is kept up by who makes the snapshots; without it it is read off the nodes.
+    """
+
+    __slots__ = ("_by_id", "_given", "_groups", "_made", "_nodes", "_places")
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeState] = (),
+        by_id: Mapping[str, NodeState] | None = None,
+        holders: Holders | None = None,
+    ) -> None:
+        self._nodes: tuple[NodeState, ...] | None = tuple(nodes)
+        self._by_id = by_id
+        self._given, self._made = holders, holders
+        self._groups: tuple[Group, ...] | None = None
+        # Where each node lies: its group, and its index among the ready ones, or -1 - that among the others.
+        self._places: dict[str, tuple[int, int]] = {}
+
+    @property
+    def nodes(self) -> tuple[NodeState, ...]:
+        if self._nodes is None:
+            groups = self.groups
+            self._nodes = tuple(_at(groups, place) for place in self._places.values())
+        return self._nodes
+
+    @property
+    def by_id(self) -> Mapping[str, NodeState]:
+        if self._by_id is None:
+            self._by_id = {node.node_id: node for node in self.nodes}
+        return self._by_id
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        if self._groups is None:
+            self._groups = self._grouped()
+        return self._groups
+
+    @property
+    def holders(self) -> Holders:
+        if self._made is None:
+            self._made = Holders()
+            for node in self.nodes:
+                for name in node.prefix_blocks:
+                    self._made.add(name, node.node_id)
+        return self._made
+
+    def get(self, node_id: str) -> NodeState | None:
+        """One node, without making `by_id`."""
+        groups = self.groups
+        place = self._places.get(node_id)
+        return None if place is None else _at(groups, place)
+
+    def with_changes(self, changed: Sequence[NodeState]) -> Snapshot:
+        """The same nodes, some of them changed. Raises KeyError for one that is not there."""
+        groups, rows = self.groups, dict[int, list[NodeState]]()
+        same_blocks = True
+        for node in changed:
+            number, index = self._places[node.node_id]
+            old = _at(groups, (number, index))
+            same_blocks = same_blocks and old.prefix_blocks is node.prefix_blocks
+            if index < 0 or not is_up(node) or not is_kind(node, groups[number].kind):
+                return self._made_anew(changed)
+            row = rows.get(number)
+            if row is None:
+                row = rows[number] = list(groups[number].ready)
+            row[index] = node
+        fresh = Snapshot(holders=self._given)
+        fresh._nodes, fresh._places = None, self._places
+        fresh._groups = tuple(
+            Group(g.kind, tuple(rows[i]), g.down) if i in rows else g for i, g in enumerate(groups)
+        )
+        if same_blocks:
+            fresh._made = self._made
+        return fresh
+
+    def _made_anew(self, changed: Sequence[NodeState]) -> Snapshot:
+        by_id = {**self.by_id, **{node.node_id: node for node in changed}}
+        return Snapshot(tuple(by_id.values()), by_id, self._given)
+
+    def _grouped(self) -> tuple[Group, ...]:
+        numbers: dict[Kind, int] = {}
+        # Most nodes share the very objects: comparing whole models for each of thousands would take long.
+        known: dict[tuple[int, int], int] = {}
+        found: list[tuple[Kind, list[NodeState], list[NodeState]]] = []
+        places = self._places
+        for node in self.nodes:
+            announcement = node.announcement
+            same = (id(announcement.variants), id(node.binding))
+            number = known.get(same)
+            if number is None:
+                kind = Kind(announcement.variants, node.binding)
+                number = known[same] = numbers.setdefault(kind, len(found))
+                if number == len(found):
+                    found.append((kind, [], []))
+            _, ready, down = found[number]
+            row = ready if is_up(node) else down
+            places[announcement.node_id] = (number, len(row) if row is ready else -1 - len(row))
+            row.append(node)
+        return tuple(Group(kind, tuple(ready), tuple(down)) for kind, ready, down in found)
+
+
+def is_up(node: NodeState) -> bool:
+    """Whether it may take work now."""
+    load = node.load
+    return node.linked_here and node.health is Health.READY and load.ready and not load.draining
+
+
+def is_kind(node: NodeState, kind: Kind) -> bool:
+    """Whether lasting filters see the node as they see its kind."""
+    variants, binding = node.announcement.variants, node.binding
+    return (variants is kind.variants or variants == kind.variants) and (
+        binding is kind.binding or binding == kind.binding
+    )
+
+
+def _at(groups: Sequence[Group], place: tuple[int, int]) -> NodeState:
+    number, index = place
+    return groups[number].ready[index] if index >= 0 else groups[number].down[-1 - index]

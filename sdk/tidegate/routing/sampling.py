@@ -1,0 +1,122 @@
+"""Which candidates of a large fleet are looked at closely.
+
+Predicting every node of thousands takes longer than the decision is worth. Of each sort (tier, cost and
+variants, in which nodes are unlike) some are drawn at random and the least loaded of them are scored: the
+power of a few choices, which also keeps replicas with the same stale view apart. Who holds most of the
+prompt's prefix, and where the session's last turn ran, is always looked at. Where no drawn node has a free
+slot, more are drawn. The cost of it does not grow with the fleet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+from tidegate.routing.domain import NodeState, RouteQuery, Snapshot, Variant
+from tidegate.routing.filters import Eligible, Pool
+
+# Up to here everybody is scored.
+SCAN_LIMIT = 64
+SCORED = 4
+LOOKS = 8
+MORE_LOOKS = 48
+MAX_SORTS = 4
+MAX_HOLDERS = 2
+
+Random = Callable[[], float]
+
+
+def size(pools: Sequence[Pool]) -> int:
+    """Candidates, those already tried included."""
+    return sum(len(pool.nodes) * len(pool.variants) for pool in pools)
+
+
+def sample(
+    snapshot: Snapshot, pools: Sequence[Pool], query: RouteQuery, rng: Random, *, thorough: bool = False
+) -> list[Eligible]:
+    """A few candidates, nobody twice. `thorough` looks at more of each sort."""
+    chosen: dict[tuple[str, str], Eligible] = {}
+    for node, pool in _warm(snapshot, pools, query, rng):
+        _add(chosen, node, pool.variants)
+    sorts = _sorts(pools, rng)
+    each = max(2, SCORED // len(sorts)) * (4 if thorough else 1)
+    for members in sorts:
+        ends = list(accumulate(len(pool.nodes) for pool in members))
+        drawn = _least_loaded(members, ends, query, rng, MORE_LOOKS if thorough else LOOKS, each)
+        if drawn and not thorough and _load(drawn[0][0]) >= 1.0:
+            drawn = _least_loaded(members, ends, query, rng, MORE_LOOKS, each)
+        for node, pool in drawn:
+            _add(chosen, node, pool.variants)
+    return list(chosen.values())
+
+
+def _add(chosen: dict[tuple[str, str], Eligible], node: NodeState, variants: Sequence[Variant]) -> None:
+    for variant in variants:
+        chosen[node.announcement.node_id, variant.digest] = Eligible(node, variant)
+
+
+def _load(node: NodeState) -> float:
+    """Requests per slot, those just sent included."""
+    load, slots = node.load, node.announcement.slots
+    return (load.running + load.queued + node.in_flight.requests) / (slots if slots > 0 else 1)
+
+
+def _least_loaded(
+    members: Sequence[Pool], ends: Sequence[int], query: RouteQuery, rng: Random, looks: int, take: int
+) -> list[tuple[NodeState, Pool]]:
+    """The `take` least loaded of `looks` drawn, who were not tried already."""
+    total = ends[-1]
+    start, step = int(rng() * total), int(rng() * total) | 1
+    found: list[tuple[float, int, NodeState, Pool]] = []
+    for number in range(min(looks, total)):
+        at = (start + number * step) % total
+        which = bisect_right(ends, at)
+        pool = members[which]
+        node = pool.nodes[at - ends[which]]
+        if not query.excluded or node.announcement.node_id not in query.excluded:
+            found.append((_load(node), number, node, pool))
+    found.sort()
+    return [(node, pool) for _, _, node, pool in found[:take]]
+
+
+def _sorts(pools: Sequence[Pool], rng: Random) -> list[list[Pool]]:
+    """Pools of the same tier, cost and variants together; of many the two cheapest and two by chance."""
+    sorts: dict[object, list[Pool]] = {}
+    for pool in pools:
+        binding = pool.nodes[0].binding
+        sort = (binding.cost_per_mtoken, binding.tier, *(v.digest for v in pool.variants))
+        sorts.setdefault(sort, []).append(pool)
+    if len(sorts) <= MAX_SORTS:
+        return list(sorts.values())
+    by_cost = sorted(sorts.values(), key=lambda members: members[0].nodes[0].binding.cost_per_mtoken)
+    cheapest, rest = by_cost[: MAX_SORTS // 2], by_cost[MAX_SORTS // 2 :]
+    start = int(rng() * len(rest))
+    return cheapest + [rest[(start + n) % len(rest)] for n in range(min(MAX_SORTS // 2, len(rest)))]
+
+
+def _warm(
+    snapshot: Snapshot, pools: Sequence[Pool], query: RouteQuery, rng: Random
+) -> Iterator[tuple[NodeState, Pool]]:
+    """Where the session was, and of those that hold most of the prefix the less loaded of two."""
+    if query.session is not None:
+        yield from _pooled(snapshot, pools, query, query.session.node_id)
+    hashes = query.analysis.prefix_hashes
+    if not hashes:
+        return
+    holding = snapshot.holders.deepest(hashes)
+    start = int(rng() * len(holding))
+    for number in range(min(len(holding), MAX_HOLDERS)):
+        yield from _pooled(snapshot, pools, query, holding[(start + number) % len(holding)])
+
+
+def _pooled(
+    snapshot: Snapshot, pools: Sequence[Pool], query: RouteQuery, node_id: str
+) -> Iterator[tuple[NodeState, Pool]]:
+    """The node with its pool, if it passed the filters."""
+    if node_id in query.excluded:
+        return
+    node = snapshot.get(node_id)
+    pool = None if node is None else next((p for p in pools if p.has(node)), None)
+    if node is not None and pool is not None:
+        yield node, pool
