@@ -108,6 +108,18 @@ class RoutingSettings(Section):
     max_tokens: int = Field(default=256, gt=0, description="Answer length in tokens where unset")
     max_tokens_limit: int = Field(default=8192, gt=0, description="Longest answer allowed, in tokens")
     aliases: dict[str, str] = Field(default={}, description="Model aliases of the operator: alias -> model")
+    explored_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=0.2,
+        description="Share of requests that go to another node that would do as well, to learn of it",
+    )
+    probe_after_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds without work after which an idle node is asked for a few tokens, to know its "
+        "speed; one that looks slow after a fifth of it; 0 asks nobody",
+    )
 
 
 class QualitySettings(Section):

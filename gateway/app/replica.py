@@ -18,6 +18,7 @@ from gateway.dispatch.admission import Admission
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
 from gateway.dispatch.line import Line
+from gateway.dispatch.probes import Probes
 from gateway.dispatch.resume import ResumeTokens
 from gateway.settings import GatewaySettings
 from gateway.state import Fleet, Sessions
@@ -40,6 +41,7 @@ from tidegate.routing.quality import CertifiedQuality
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 0.25
+PROBE_INTERVAL_S = 1.0
 # By then drain_s is over; what is left are answers on their way out.
 HTTP_SHUTDOWN_S = 1.0
 # Messages are short-lived and almost free of cycles. Walking two thousand young objects takes a few ms, the
@@ -110,6 +112,16 @@ class GatewayApp:
         s, clock = self.settings, time.monotonic
         request_log = RequestLog()
         self._facts = Facts(self._latency, self.metrics, request_log, self.fleet.mark_stalled)
+        self._probes = Probes(
+            self.fleet,
+            self.registry,
+            self._latency,
+            self._facts,
+            after_s=s.routing.probe_after_s,
+            clock=clock,
+            rng=random.random,
+            new_token=lambda: secrets.token_urlsafe(12),
+        )
         classes = self._classes
         queue = AdmissionQueue(wiring.admission_limits(s), self._latency)
         return Dispatcher(
@@ -144,7 +156,7 @@ class GatewayApp:
         )
         await self._client_server.start()
         await self._link_server.start()
-        for step in (self._sync.run(), self.links.watch(), self._learn()):
+        for step in (self._sync.run(), self.links.watch(), self._learn(), self._probe()):
             self._tasks.append(asyncio.create_task(step))
         log.info(
             "gateway is up",
@@ -179,6 +191,12 @@ class GatewayApp:
             self._facts.look(time.monotonic())
             self._latency.decay(LOOK_INTERVAL_S)
             self._certificates.refresh()
+
+    async def _probe(self) -> None:
+        """Idle nodes are asked for a few tokens now and then, one node at a time."""
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL_S)
+            await self._probes.once()
 
     async def wait_failed(self) -> None:
         """Returns when one of the replica's own tasks ended, which none should."""

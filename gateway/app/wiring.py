@@ -124,6 +124,7 @@ def dispatch_options(settings: GatewaySettings) -> DispatchOptions:
     limits = settings.limits
     return DispatchOptions(
         max_attempts=limits.max_attempts,
+        explored_share=settings.routing.explored_share,
         credits=limits.credits,
         stall=StallLimits(first_s=limits.first_token_stall_s, between_s=limits.token_stall_s),
     )

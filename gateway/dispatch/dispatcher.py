@@ -38,6 +38,8 @@ from tidegate.routing.domain import (
     Snapshot,
     Work,
 )
+from tidegate.routing.exploring import explored
+from tidegate.routing.herding import most_ahead
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
@@ -49,9 +51,12 @@ SENDING_S = 0.0005
 
 @dataclass(frozen=True, slots=True)
 class DispatchOptions:
-    """`max_attempts` bounds tries per request; `credits` is how many chunks a node may send ahead."""
+    """`max_attempts` bounds tries per request; `credits` is how many chunks a node may send ahead;
+    `explored_share` of requests go to another node that would do as well.
+    """
 
     max_attempts: int = 3
+    explored_share: float = 0.01
     credits: int = 64
     stall: StallLimits = field(default_factory=StallLimits)
 
@@ -171,7 +176,7 @@ class Dispatcher:
             choice = plan.first
             self._audit(run, "routed", choice)
             run.row.attempts += 1
-            attempt = self._attempt(run, choice)
+            attempt = self._attempt(run, plan)
             attempt.open()
             self._facts.began(choice, attempt)
             self._note_route(run, choice, decision_ms)
@@ -214,6 +219,8 @@ class Dispatcher:
         if run.deadline_s is not None and started_s >= run.deadline_s:
             raise deadline_error()
         result = self._route(run, tried)
+        if isinstance(result, Plan):
+            result = explored(result, self._rng, self._options.explored_share)
         taken_s = self._clock() - started_s
         self._metrics.decision.observe(taken_s)
         if isinstance(result, Refusal):
@@ -255,7 +262,8 @@ class Dispatcher:
         row.predicted_ttft_p95_ms = choice.prediction.ttft_p95_ms
         row.at_risk = not choice.qualified
 
-    def _attempt(self, run: RequestRun, choice: Choice) -> Attempt:
+    def _attempt(self, run: RequestRun, plan: Plan) -> Attempt:
+        choice = plan.first
         request, now_s = run.request, self._clock()
         ttft_ms = request.budget.ttft_ms
         elapsed_ms = (now_s - run.arrived_s) * 1000
@@ -274,6 +282,7 @@ class Dispatcher:
             priority=request.priority,
             credits=self._options.credits,
             adapter=request.adapter,
+            most_ahead=most_ahead(plan) if run.row.attempts < self._options.max_attempts else None,
         )
         return Attempt(
             self._upstream,

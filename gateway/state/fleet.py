@@ -198,6 +198,14 @@ class Fleet:
         if work is not None or node.sent.pop(key, None) is not None:
             self._changed(node_id)
 
+    def bounced(self, node_id: str, queued: int) -> None:
+        """The node refused work and says how many wait there: newer than its last heartbeat."""
+        node = self._nodes.get(node_id)
+        if node is not None and queued > node.load.queued:
+            running = max(node.load.running, node.announcement.slots)
+            node.load = replace(node.load, running=running, queued=queued)
+            self._changed(node_id)
+
     def delivered(self, node_id: str) -> None:
         """The node gave output for some attempt."""
         node = self._nodes.get(node_id)

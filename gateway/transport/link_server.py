@@ -233,6 +233,7 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
                 session.deliver([codec.output_from_pb(o) for o in message.chunk_batch.outputs])
             elif kind == "bounce":
                 key, failure = message.bounce.key, message.bounce.failure
+                self._fleet.bounced(session.node_id, message.bounce.queued)
                 session.bounced(codec.key_from_pb(key), codec.failure_from_pb(failure))
             elif kind == "fragment_ack":
                 session.acked(message.fragment_ack.bytes)

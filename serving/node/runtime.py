@@ -210,6 +210,8 @@ class NodeRuntime:
             raise WorkRefused(Failure(Cause.DEADLINE, "no time was left when the work arrived"))
         if work.adapter and not self._has_adapter(work.adapter):
             raise WorkRefused(Failure(Cause.UNKNOWN_VARIANT, "the adapter is not loaded here"))
+        if work.most_ahead is not None and self._is_fuller_than(work.most_ahead):
+            raise WorkRefused(Failure(Cause.OVERLOADED, "more is waiting here than the sender believed"))
         try:
             self._engine.submit(work)
         except EngineRefused as refused:
@@ -252,6 +254,11 @@ class NodeRuntime:
                 self._end(active, Failure(Cause.FENCED, "a higher attempt took over"))
 
     # --- inside ---
+
+    def _is_fuller_than(self, most_ahead: int) -> bool:
+        """No free slot, and more sequences than that."""
+        load = self._engine.load()
+        return load.running >= self.info.slots and load.running + load.queued > most_ahead
 
     async def _consume(self) -> None:
         try:

@@ -181,6 +181,7 @@ def work_to_pb(work: Work, first_fragment: bytes) -> node_pb2.Work:
         detach_grace_ms=work.detach_grace_ms,
         work_seq=work.work_seq,
         adapter=work.adapter,
+        most_ahead=work.most_ahead,
     )
 
 
@@ -205,6 +206,7 @@ def work_from_pb(pb: node_pb2.Work) -> Work:
         detach_grace_ms=pb.detach_grace_ms,
         work_seq=pb.work_seq,
         adapter=pb.adapter,
+        most_ahead=pb.most_ahead if pb.HasField("most_ahead") else None,
     )
 
 

@@ -128,6 +128,8 @@ def _lead(plan: Plan) -> str:
             return f"at risk: none qualifies, best odds ({tier})"
         case Pick.BEST_QUALITY:
             return f"at risk: none reaches the quality asked, best P(good) ({tier})"
+        case Pick.EXPLORED:
+            return f"qualifies too, tried to learn of it ({tier})"
         case Pick.BASELINE:
             return f"{plan.policy} ({tier})"
 

@@ -42,8 +42,8 @@ class Knowledge:
     """Of a node (`pool` is its class) or of a class (`pool` is None)."""
 
     __slots__ = (
-        "_scored", "boot_id", "curves", "faded_s", "network", "pool", "prefill", "queue", "residuals",
-        "seen", "spare_tokens", "step",
+        "_scored", "boot_id", "curves", "faded_s", "heard_s", "network", "pool", "prefill", "queue",
+        "residuals", "seen", "spare_tokens", "step",
     )  # fmt: skip
 
     def __init__(self, pool: Knowledge | None = None, boot_id: str = "", now_s: float = 0.0) -> None:
@@ -60,7 +60,7 @@ class Knowledge:
         self.residuals = Residuals()
         self.spare_tokens: float = pool.spare_tokens if pool else 0.0
         self.curves: Curves | None = None
-        self.faded_s = now_s
+        self.faded_s = self.heard_s = now_s
         self.seen = 0
         self._scored: list[Scored | None] = [None] * REGIMES
 

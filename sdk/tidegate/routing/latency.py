@@ -171,6 +171,7 @@ class LearnedLatency:
             self._curves.pop(o.node_id, None)
             self._class_of[o.node_id] = o.hardware_class
         _learn(known, o)
+        known.heard_s = self._now_s
         self._changed.add(("node", o.node_id, o.variant_digest))
         if pool.seen < _CLASS_LEARNS_ALL or known.seen % _CLASS_LEARNS_EACH == 0:
             _learn(pool, o)
@@ -188,6 +189,18 @@ class LearnedLatency:
         if pool is None:
             pool = self._classes[key] = Knowledge()
         return pool
+
+    def quiet_s(self, node: NodeState, variant: Variant) -> float:
+        """Seconds since the node last taught anything; infinite for one nothing is known of."""
+        known = self._nodes.get((node.announcement.node_id, variant.digest))
+        if known is None or known.boot_id != node.announcement.boot_id:
+            return math.inf
+        return self._now_s - known.heard_s
+
+    def is_shunned(self, node: NodeState, variant: Variant) -> bool:
+        """Whether it looks so slow beside its class that it may get no work any more."""
+        known = self._nodes.get((node.announcement.node_id, variant.digest))
+        return known is not None and known.boot_id == node.announcement.boot_id and known.is_shunned()
 
     # --- handing over ---
 

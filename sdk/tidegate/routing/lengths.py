@@ -11,7 +11,7 @@ import math
 
 CLASS_LIMITS = (64, 256, 1024, 4096)
 KEEP = 0.99
-# Before anything is known answers are expected to run close to max_tokens.
+# A few answers must have ended by themselves before they are expected to end long before max_tokens.
 _PRIOR_ENDED, _PRIOR_TOKENS = 0.05, 128.0
 _RATIO_WEIGHT = 0.05
 _MAX_RATIO = 4.0
@@ -35,6 +35,8 @@ class Lengths:
     def expect(self, model: str, prompt_tokens: int, max_tokens: int) -> float:
         """E[min(length, max_tokens)], at least 1."""
         ended, tokens = self.ended.get((model, prompt_class(prompt_tokens)), (0.0, 0.0))
+        if not ended:
+            return max(float(max_tokens), 1.0)
         rate = (ended + _PRIOR_ENDED) / (tokens + _PRIOR_TOKENS)
         return max((1.0 - math.exp(-rate * max_tokens)) / rate, 1.0)
 

@@ -71,6 +71,7 @@ class Pick(StrEnum):
     HAS_ROOM = "has_room"
     BEST_ODDS = "best_odds"
     BEST_QUALITY = "best_quality"
+    EXPLORED = "explored"
     BASELINE = "baseline"
 
 

@@ -29,6 +29,8 @@ _START_SPREAD, _MIN_SPREAD, _MAX_SPREAD = 0.25, 0.08, 0.8
 _MAX_MISS = 3.0
 # With so few observations no miss is wild: nothing is known yet.
 _YOUNG = 5.0
+_LEAST_PRIOR = 0.3
+_SAME_SCALE = 0.02
 # Times below this are all jitter; relative errors of them mean nothing.
 _FLOOR_MS = 5.0
 
@@ -69,7 +71,7 @@ class Regression:
         clipped = min(max(standard, -_MAX_MISS), _MAX_MISS)
         self.drift += strength * _DRIFT_WEIGHT * (clipped - self.drift)
         changed = self.drifts and abs(self.drift) > CHANGED and self.drift * miss > 0.0
-        if not changed and not self.is_young and abs(standard) > _MAX_MISS:
+        if self.drifts and not changed and not self.is_young and abs(standard) > _MAX_MISS:
             actual = expected * math.exp(clipped * self.spread)
         if not changed:
             square = self.spread**2 + strength * _SPREAD_WEIGHT * (min(miss * miss, 1.0) - self.spread**2)
@@ -77,7 +79,16 @@ class Regression:
         self._add(parts, actual, strength / (expected * expected), KEEP_CHANGED if changed else KEEP)
         self.weight += strength
         self.solve()
+        self._rescale(max(self.expect(parts), _FLOOR_MS) / expected)
         return changed
+
+    def _rescale(self, times: float) -> None:
+        """Expectations became so many times longer: what an observation weighs is relative to them, those of
+        before included, or the evidence of fast times would never be outweighed by that of slow ones."""
+        if abs(times - 1.0) > _SAME_SCALE:
+            keep = 1.0 / (times * times)
+            self.b = [keep * value for value in self.b]
+            self.s = [[keep * value for value in row] for row in self.s]
 
     def _add(self, parts: Sequence[float], actual: float, weight: float, keep: float) -> None:
         self.weight *= keep
@@ -94,11 +105,14 @@ class Regression:
 
     def solve(self, sweeps: int = 1) -> None:
         """Moves the thetas towards the solution, one after the other; repeated calls converge."""
-        theta, b, prior, precision = self.theta, self.b, self.prior, self.precision
+        theta, b, prior = self.theta, self.b, self.prior
         for _ in range(sweeps):
             for i, row in enumerate(self.s):
-                own = row[i]
-                value = precision * prior[i] + b[i]
+                own, mean = row[i], prior[i]
+                # As sure of a large theta as of a small one, in relation to it.
+                scale = max(mean, theta[i], _LEAST_PRIOR)
+                precision = self.precision / (scale * scale)
+                value = precision * mean + b[i]
                 if own:
                     value -= sum(map(mul, row, theta)) - own * theta[i]
                 value /= precision + own

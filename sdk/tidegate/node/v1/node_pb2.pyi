@@ -738,6 +738,7 @@ class Work(google.protobuf.message.Message):
     DETACH_GRACE_MS_FIELD_NUMBER: builtins.int
     WORK_SEQ_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
+    MOST_AHEAD_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     variant_digest: builtins.str
     input_kind: global___InputKind.ValueType
@@ -760,6 +761,10 @@ class Work(google.protobuf.message.Message):
     """Rises with each work sent to this node by this replica."""
     adapter: builtins.str
     """LoRA adapter to compute with; empty for none."""
+    most_ahead: builtins.int
+    """Sequences, running and waiting, that the sender believes may be there at most; with more of them and no free
+    slot the node bounces the work, and the sender has another node for it. Unset: taken whatever is there.
+    """
     @property
     def key(self) -> global___AttemptKey: ...
     @property
@@ -794,9 +799,12 @@ class Work(google.protobuf.message.Message):
         detach_grace_ms: builtins.float = ...,
         work_seq: builtins.int = ...,
         adapter: builtins.str = ...,
+        most_ahead: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "key", b"key", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "ttft_remaining_ms", b"ttft_remaining_ms"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "adapter", b"adapter", "credits", b"credits", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "key", b"key", "most_ahead", b"most_ahead", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "ttft_remaining_ms", b"ttft_remaining_ms"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "adapter", b"adapter", "credits", b"credits", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "most_ahead", b"most_ahead", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_most_ahead", b"_most_ahead"]) -> typing.Literal["most_ahead"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_remaining_ms", b"_remaining_ms"]) -> typing.Literal["remaining_ms"] | None: ...
     @typing.overload

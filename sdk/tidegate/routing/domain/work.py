@@ -66,6 +66,7 @@ class Work:
     detach_grace_ms: float = 0.0
     work_seq: int = 0
     adapter: str = ""
+    most_ahead: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,17 @@ def test_ended_work_is_taken_off_the_last_heartbeat(fleet: Fleet) -> None:
     assert fleet.snapshot().by_id["n1"].load == load
 
 
+def test_a_bounce_tells_of_the_queue_before_the_next_heartbeat_does(fleet: Fleet) -> None:
+    add_ready(fleet, "n1")
+    fleet.heartbeat("n1", NodeLoad(running=1))
+    fleet.bounced("n1", 3)
+    load = fleet.snapshot().by_id["n1"].load
+    assert (load.running, load.queued) == (4, 3)
+    fleet.bounced("n1", 0)  # a bounce for another reason takes nothing off
+    assert fleet.snapshot().by_id["n1"].load == load
+    fleet.bounced("unknown", 3)
+
+
 def test_round_trips_are_smoothed_from_the_first_sample_on(fleet: Fleet) -> None:
     fleet.register(announcement("n1"), EDGE, 1)
     fleet.rtt("n1", 40.0)

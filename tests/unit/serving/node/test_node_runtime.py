@@ -77,6 +77,20 @@ async def test_load_is_the_engines_and_changes_are_told_to_all() -> None:
         assert len(other.loads) == 5
 
 
+async def test_work_whose_sender_is_wrong_about_the_queue_is_bounced() -> None:
+    async with Node() as node:
+        mine = node.listener()
+        unsure = replace(work("u"), most_ahead=2)
+        node.runtime.submit(
+            mine, replace(work("a"), most_ahead=0)
+        )  # a free slot takes it whatever was believed
+        node.runtime.submit(mine, work("b"))
+        node.runtime.submit(mine, work("c"))
+        await asyncio.sleep(0.1)
+        assert refusal(node.runtime, mine, unsure) is Cause.OVERLOADED
+        node.runtime.submit(mine, replace(unsure, most_ahead=3))
+
+
 # --- fencing ---
 
 
