@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.complexity.fit import CLIP, Fitted
+from benchmarks.complexity.fit import BASE_SHARE, CLIP, Fitted
+from benchmarks.complexity.rows import Floats
 from gateway.analysis.difficulty import FEATURE_SET
 from gateway.analysis.features import DENSE_NAMES
 
@@ -37,6 +38,7 @@ def graph(fitted: Fitted, vectors: npt.NDArray[np.int8], facts: Mapping[str, str
         "ngram_weights": fitted.table,
         "one": np.array([1.0]),
         "bias": np.array([fitted.bias]),
+        **_base_tables(fitted),
         "centre": np.array([fitted.centre]),
         "spread": np.array([fitted.spread]),
         "even": np.array([EVEN]),
@@ -44,7 +46,7 @@ def graph(fitted: Fitted, vectors: npt.NDArray[np.int8], facts: Mapping[str, str
         "slope": np.array([fitted.platt.slope]),
     }
     made = helper.make_graph(
-        _nodes(),
+        _nodes(fitted.base is not None),
         "difficulty",
         [
             helper.make_tensor_value_info("words", TensorProto.INT64, ["m"]),
@@ -72,17 +74,46 @@ def graph(fitted: Fitted, vectors: npt.NDArray[np.int8], facts: Mapping[str, str
     return model
 
 
-def _nodes() -> list[onnx.NodeProto]:
+def _base_tables(fitted: Fitted) -> dict[str, Floats]:
+    """What the model brings along that it started from; what both read alike is added up."""
+    base = fitted.base
+    if base is None:
+        return {}
+    return {
+        "vector_weights": fitted.vector + BASE_SHARE * base.vector,
+        "ngram_weights": fitted.table + BASE_SHARE * base.table,
+        "bias": np.array([fitted.bias + BASE_SHARE * base.bias]),
+        "base_mean": base.mean,
+        "base_deviation": base.deviation,
+        "base_projection": base.projection,
+        "base_phase": base.phase,
+        "base_dense_weights": BASE_SHARE * base.dense,
+        "base_cosine_weights": BASE_SHARE * base.cosine,
+    }
+
+
+Step = tuple[str, list[str], str]
+
+
+def _numbers(prefix: str = "") -> list[Step]:
+    """Numbers: standardized, cut, then straight and through the cosines."""
+    p = prefix
+    return [
+        ("Sub", ["dense", f"{p}mean"], f"{p}moved"),
+        ("Div", [f"{p}moved", f"{p}deviation"], f"{p}wide"),
+        ("Clip", [f"{p}wide", "least", "most"], f"{p}z"),
+        ("Mul", [f"{p}z", f"{p}dense_weights"], f"{p}dense_terms"),
+        ("MatMul", [f"{p}z", f"{p}projection"], f"{p}projected"),
+        ("Add", [f"{p}projected", f"{p}phase"], f"{p}angles"),
+        ("Cos", [f"{p}angles"], f"{p}cosines"),
+        ("Mul", [f"{p}cosines", f"{p}cosine_weights"], f"{p}cosine_terms"),
+    ]
+
+
+def _nodes(has_base: bool) -> list[onnx.NodeProto]:
+    terms = ["dense_terms", "cosine_terms", "vector_terms", "ngram_terms", "bias"]
     steps = [
-        # Numbers: standardized, cut, then straight and through the cosines.
-        ("Sub", ["dense", "mean"], "moved"),
-        ("Div", ["moved", "deviation"], "wide"),
-        ("Clip", ["wide", "least", "most"], "z"),
-        ("Mul", ["z", "dense_weights"], "dense_terms"),
-        ("MatMul", ["z", "projection"], "projected"),
-        ("Add", ["projected", "phase"], "angles"),
-        ("Cos", ["angles"], "cosines"),
-        ("Mul", ["cosines", "cosine_weights"], "cosine_terms"),
+        *_numbers(),
         # Words: their vectors' sum, brought to length 1.
         ("Gather", [VECTORS, "words"], "vectors"),
         ("Cast", ["vectors"], "vectors_float"),
@@ -94,8 +125,12 @@ def _nodes() -> list[onnx.NodeProto]:
         # N-grams.
         ("Gather", ["ngram_weights", "ids"], "ngrams"),
         ("Mul", ["ngrams", "scale"], "ngram_terms"),
-        # All together.
-        ("Concat", ["dense_terms", "cosine_terms", "vector_terms", "ngram_terms", "bias"], "terms"),
+    ]
+    if has_base:
+        steps += _numbers("base_")
+        terms += ["base_dense_terms", "base_cosine_terms"]
+    steps += [
+        ("Concat", terms, "terms"),
         ("ReduceSum", ["terms"], "need"),
         ("Sub", ["need", "centre"], "need_moved"),
         ("Div", ["need_moved", "spread"], "standing"),
@@ -114,6 +149,27 @@ def _nodes() -> list[onnx.NodeProto]:
     }
     axis = helper.make_node("Constant", [], ["axis"], value_ints=[0])
     return [axis, *(helper.make_node(op, ins, [out], **extra.get(out, {})) for op, ins, out in steps)]
+
+
+def fitted_of(path: Path) -> Fitted:
+    """The weights of a trained model that started from none, to start from. Raises ValueError."""
+    found = {
+        table.name: np.asarray(numpy_helper.to_array(table), np.float64)
+        for table in onnx.load(path).graph.initializer
+    }
+    if "base_mean" in found:
+        raise ValueError(f"{path}: started from another model itself")
+    return Fitted(
+        mean=found["mean"],
+        deviation=found["deviation"],
+        projection=found["projection"],
+        phase=found["phase"],
+        dense=found["dense_weights"],
+        cosine=found["cosine_weights"],
+        vector=found["vector_weights"],
+        table=found["ngram_weights"],
+        bias=float(found["bias"][0]),
+    )
 
 
 def vectors_of(path: Path) -> npt.NDArray[np.int8]:

@@ -2,10 +2,12 @@
 
     need(prompt) = dense . a + cos(P dense + phase) . b + vector . c + sum(table[ids]) / sqrt(n) + bias
 
-`a`, `b` and `c` are fitted together on (strong - weak); the table of n-grams on what they leave over. The
-cosines are random Fourier features: they approximate a Gaussian kernel over the numbers, which says little
-far from any label. All penalties are constants of this file, chosen once (docs/complexity.md says on what).
-"""
+`a`, `b` and `c` are fitted together on (strong - weak); the table of n-grams on what they leave over. A fit
+may start from another model: it then explains what is left over by BASE_SHARE of that one's need, under
+penalties that are BASE_TRUST times as high, so that few labels, or labels of other tasks, do not undo it.
+The cosines are random Fourier features: they approximate a Gaussian kernel over the numbers, which says
+little far from any label. All penalties are constants of this file, chosen once (docs/complexity.md says on
+what)."""
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ VECTOR_PENALTY = 1000.0 / 64.0
 NGRAM_PENALTY = 30.0
 CG_STEPS = 25
 FOLDS = 5
+BASE_SHARE = 0.75
+BASE_TRUST = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,15 @@ class Fitted:
     vector: Floats
     table: Floats
     bias: float
+    base: Fitted | None = None
     centre: float = 0.0
     spread: float = 1.0
     platt: Platt = Platt(0.0, 0.0)
 
     def need(self, rows: Matrix) -> Floats:
         """Larger: the larger model is needed more."""
-        return self._block(rows) + rows.ngrams_times(self.table)
+        own = self._block(rows) + rows.ngrams_times(self.table)
+        return own if self.base is None else own + BASE_SHARE * self.base.need(rows)
 
     def _block(self, rows: Matrix) -> Floats:
         z = np.clip((rows.dense - self.mean) / self.deviation, -CLIP, CLIP)
@@ -58,8 +64,11 @@ class Fitted:
         return self.platt((self.need(rows) - self.centre) / self.spread)
 
 
-def fit_need(rows: Matrix, target: Floats, seed: int = 0) -> Fitted:
-    """`target`: how much better the larger model's answer was, per row."""
+def fit_need(rows: Matrix, target: Floats, base: Fitted | None = None, seed: int = 0) -> Fitted:
+    """`target`: how much better the larger model's answer was, per row. `base`: the model to start from."""
+    if base is not None:
+        target = target - BASE_SHARE * base.need(rows)
+    trust = 1.0 if base is None else BASE_TRUST
     rng = np.random.default_rng(seed)
     width = rows.dense.shape[1]
     mean, deviation = rows.dense.mean(axis=0), rows.dense.std(axis=0) + 1e-6
@@ -68,7 +77,7 @@ def fit_need(rows: Matrix, target: Floats, seed: int = 0) -> Fitted:
     z = np.clip((rows.dense - mean) / deviation, -CLIP, CLIP)
     cosines = np.sqrt(2.0) * np.cos(z @ projection + phase)
     x = np.hstack([z, cosines, rows.vectors])
-    penalties = np.repeat(
+    penalties = trust * np.repeat(
         [DENSE_PENALTY, COSINE_PENALTY, VECTOR_PENALTY], [width, COSINES, rows.vectors.shape[1]]
     )
     middle, level = x.mean(axis=0), float(target.mean())
@@ -84,12 +93,13 @@ def fit_need(rows: Matrix, target: Floats, seed: int = 0) -> Fitted:
         dense=weights[:width],
         cosine=cosine,
         vector=weights[width + COSINES :],
-        table=_ngram_table(rows, left_over),
+        table=_ngram_table(rows, left_over, trust * NGRAM_PENALTY),
         bias=level - float(middle @ weights),
+        base=base,
     )
 
 
-def _ngram_table(rows: Matrix, left_over: Floats) -> Floats:
+def _ngram_table(rows: Matrix, left_over: Floats, penalty: float) -> Floats:
     """Ridge on the n-grams by conjugate gradients in the dual: (N N' + penalty) alpha = left_over."""
     alpha = np.zeros_like(left_over)
     residual = left_over.copy()
@@ -97,7 +107,7 @@ def _ngram_table(rows: Matrix, left_over: Floats) -> Floats:
     for _ in range(CG_STEPS):
         if power < 1e-8:
             break
-        image = rows.ngrams_times(rows.times_ngrams(direction, BUCKETS)) + NGRAM_PENALTY * direction
+        image = rows.ngrams_times(rows.times_ngrams(direction, BUCKETS)) + penalty * direction
         step = power / float(direction @ image)
         alpha += step * direction
         residual -= step * image
@@ -111,19 +121,30 @@ def folds(count: int, seed: int = 0) -> list[Ids]:
     return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)]
 
 
-def out_of_fold(rows: Matrix, target: Floats, parts: list[Ids]) -> Floats:
+def out_of_fold(rows: Matrix, target: Floats, parts: list[Ids], base: Fitted | None = None) -> Floats:
     """The need of every row by a model that was fitted without its part."""
     found = np.zeros(len(rows))
     for part in parts:
         rest = np.setdiff1d(np.arange(len(rows)), part)
-        found[part] = fit_need(rows.take(rest), target[rest]).need(rows.take(part))
+        found[part] = fit_need(rows.take(rest), target[rest], base).need(rows.take(part))
     return found
 
 
-def fit_calibrated(rows: Matrix, weak: Floats, target: Floats) -> Fitted:
+def fit_calibrated(rows: Matrix, weak: Floats, target: Floats, base: Fitted | None = None) -> Fitted:
     """Fits the need, and the odds that the small model answers well on needs of unseen rows."""
-    unseen = out_of_fold(rows, target, folds(len(rows)))
-    fitted = fit_need(rows, target)
+    unseen = out_of_fold(rows, target, folds(len(rows)), base)
+    fitted = fit_need(rows, target, base)
     centre, spread = float(unseen.mean()), float(unseen.std()) + 1e-9
     platt = fit_platt((unseen - centre) / spread, weak)
     return replace(fitted, centre=centre, spread=spread, platt=platt)
+
+
+# A model to start from that makes the error on unseen rows this much larger is for other prompts or models.
+MISLEADING = 1.005
+
+
+def worth_starting_from(rows: Matrix, target: Floats, base: Fitted) -> bool:
+    """Whether starting from `base` does not spoil what these labels teach by themselves."""
+    parts = folds(len(rows), seed=3)
+    alone, based = (out_of_fold(rows, target, parts, start) for start in (None, base))
+    return float(np.var(target - based)) <= MISLEADING * float(np.var(target - alone))

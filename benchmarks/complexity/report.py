@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.complexity.calibration import Bin, curve, expected_error, fit_platt
-from benchmarks.complexity.fit import folds, out_of_fold
+from benchmarks.complexity.fit import Fitted, folds, out_of_fold
 from benchmarks.complexity.rows import Floats, Ids, Labelled, Matrix
 
 QUANTILES = 10
@@ -40,6 +40,7 @@ class Report:
     apgr_length: float | None
     apgr_groups: float | None
     calibration_error: float
+    started_from_prior: bool
     curve: list[Bin]
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,14 +54,16 @@ class Report:
             lines.append(f"APGR of unseen rows {self.apgr:.3f}, length alone {self.apgr_length:.3f}")
         if self.apgr_groups is not None:
             lines.append(f"APGR of unseen groups {self.apgr_groups:.3f} ({self.groups} groups)")
+        if self.started_from_prior:
+            lines.append("started from the shipped prior")
         lines.append(f"calibration error {self.calibration_error:.3f}")
         return "\n".join(lines)
 
 
-def report(found: Matrix, rows: Sequence[Labelled], gain: Floats) -> Report:
+def report(found: Matrix, rows: Sequence[Labelled], gain: Floats, base: Fitted | None = None) -> Report:
     """Cross-validated over random parts, and over groups where there are at least five."""
     weak, strong = np.array([r.weak for r in rows]), np.array([r.strong for r in rows])
-    unseen = out_of_fold(found, gain, folds(len(rows), seed=1))
+    unseen = out_of_fold(found, gain, folds(len(rows), seed=1), base)
     said = np.zeros(len(rows))
     standing = (unseen - unseen.mean()) / (unseen.std() + 1e-9)
     for part in folds(len(rows), seed=2):
@@ -77,9 +80,12 @@ def report(found: Matrix, rows: Sequence[Labelled], gain: Floats) -> Report:
         apgr=apgr(unseen, weak, strong) if judged else None,
         apgr_length=apgr(np.array([float(len(r.prompt)) for r in rows]), weak, strong) if judged else None,
         apgr_groups=(
-            apgr(out_of_fold(found, gain, _group_parts(rows, groups)), weak, strong) if by_group else None
+            apgr(out_of_fold(found, gain, _group_parts(rows, groups), base), weak, strong)
+            if by_group
+            else None
         ),
         calibration_error=expected_error(said, weak),
+        started_from_prior=base is not None,
         curve=curve(said, weak),
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import CannotMeasure
-from benchmarks.complexity.fit import fit_need
+from benchmarks.complexity.fit import Fitted, fit_need
 from benchmarks.complexity.report import LEAST_GAIN
 from benchmarks.complexity.rows import Floats, Ids, Matrix, matrix
 
@@ -72,13 +72,26 @@ class Rig:
     def matrix(self, rows: Sequence[Row]) -> Matrix:
         return self._all.take(self._places(rows))
 
-    def gains(self, seeds: int) -> dict[str, Gains]:
+    def prior(self, half: int) -> Fitted:
+        """A model to start from, of one half of the prompts of all tables."""
+        files = [
+            [row for row in self.score.pairs(name) if untouched(row[0]) == bool(half)]
+            for name in ("mmlu", "gsm8k", "llmrouter")
+        ]
+        gains = [np.array([row[2] - row[1] for row in rows]) for rows in files]
+        target = np.concatenate([gain - gain.mean() for gain in gains])
+        return fit_need(self.matrix([row for rows in files for row in rows]), target)
+
+    def gains(self, seeds: int, half: int | None = None, base: Fitted | None = None) -> dict[str, Gains]:
+        """With `half` only that half of the prompts exists: 0 was developed on, 1 was not."""
         found: dict[str, Gains] = {}
         for seed in range(seeds):
             for name, parts in self.score.splits(seed).items():
                 if name not in (IN_DOMAIN, UNSEEN, GSM, TASK_OUT) or (seed and name in ONE_SEED):
                     continue
-                needs = [self._need(train, test) for train, test in parts]
+                if half is not None:
+                    parts = _halved(parts, half, labels=1500 if name == IN_DOMAIN else None)
+                needs = [self._need(train, test, base) for train, test in parts]
                 if name == TASK_OUT:  # tasks differ in level, so each is judged alone
                     judged = [([need], [test]) for need, (_, test) in zip(needs, parts, strict=True)]
                 else:
@@ -86,17 +99,19 @@ class Rig:
                 gains = found.setdefault(name, Gains([], []))
                 for each, tests in judged:
                     need, rows = np.concatenate(each), [row for test in tests for row in test]
+                    if np.mean([row[2] - row[1] for row in rows]) < LEAST_GAIN:
+                        continue
                     gains.all_rows.append(self._gain(need, rows))
                     kept = np.array([untouched(row[0]) for row in rows])
-                    half = [r for r, k in zip(rows, kept, strict=True) if k]
+                    others = [r for r, k in zip(rows, kept, strict=True) if k]
                     # Half of a small task may have no difference between the models to speak of.
-                    if np.mean([r[2] - r[1] for r in half]) >= LEAST_GAIN:
-                        gains.untouched_rows.append(self._gain(need[kept], half))
+                    if np.mean([r[2] - r[1] for r in others] or [0.0]) >= LEAST_GAIN:
+                        gains.untouched_rows.append(self._gain(need[kept], others))
         return found
 
-    def _need(self, train: Sequence[Row], test: Sequence[Row]) -> Floats:
+    def _need(self, train: Sequence[Row], test: Sequence[Row], base: Fitted | None) -> Floats:
         target = np.array([row[2] - row[1] for row in train])
-        return fit_need(self.matrix(train), target).need(self.matrix(test))
+        return fit_need(self.matrix(train), target, base).need(self.matrix(test))
 
     def _gain(self, need: Floats, rows: Sequence[Row]) -> float:
         weak, strong = [row[1] for row in rows], [row[2] for row in rows]
@@ -105,3 +120,19 @@ class Rig:
 
     def _places(self, rows: Sequence[Row]) -> Ids:
         return np.array([self._at[row[0]] for row in rows])
+
+
+Parts = Sequence[tuple[Sequence[Row], Sequence[Row]]]
+
+
+def _halved(parts: Parts, half: int, labels: int | None) -> Parts:
+    """One half's rows of each part. `labels`: how many of all rows of the only part are to train on."""
+
+    def kept(rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if untouched(row[0]) == bool(half)]
+
+    if labels is not None:
+        ((train, test),) = parts
+        rows = kept([*train, *test])
+        return [(rows[:labels], rows[labels:])]
+    return [(kept(train), kept(test)) for train, test in parts]

@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.complexity.card import card
-from benchmarks.complexity.export import graph, vectors_of
-from benchmarks.complexity.fit import Fitted, fit_calibrated
+from benchmarks.complexity.export import fitted_of, graph, vectors_of
+from benchmarks.complexity.fit import Fitted, fit_calibrated, worth_starting_from
 from benchmarks.complexity.report import Report, report
 from benchmarks.complexity.rows import BadRows, Floats, Labelled, matrix, read
 from gateway.analysis.difficulty import FEATURE_SET, MAX_MODEL_BYTES, PRIOR_PATH
@@ -42,20 +42,26 @@ def targets(files: Sequence[Sequence[Labelled]]) -> tuple[Floats, Floats]:
     return weak, np.concatenate(gains)
 
 
-def train(files: Sequence[Sequence[Labelled]], vectors_from: Path = PRIOR_PATH) -> tuple[Fitted, Report]:
-    """The model, and what it reaches on rows that it did not see."""
+def train(files: Sequence[Sequence[Labelled]], *, from_scratch: bool = False) -> tuple[Fitted, Report]:
+    """The model, and what it reaches on rows that it did not see.
+
+    It starts from the shipped prior unless told otherwise, or unless the prior misleads on these labels.
+    """
     rows = [row for each in files for row in each]
     if len(rows) < LEAST_ROWS:
         raise BadRows(f"{len(rows)} labelled prompts; at least {LEAST_ROWS} are needed")
     weak, gain = targets(files)
-    found = matrix([row.prompt for row in rows], vectors_of(vectors_from))
-    return fit_calibrated(found, weak, gain), report(found, rows, gain)
+    found = matrix([row.prompt for row in rows], vectors_of(PRIOR_PATH))
+    base = None if from_scratch else fitted_of(PRIOR_PATH)
+    if base is not None and not worth_starting_from(found, gain, base):
+        base = None
+    return fit_calibrated(found, weak, gain, base), report(found, rows, gain, base)
 
 
-def save(out: Path, fitted: Fitted, found: Report, sources: dict[str, str], vectors_from: Path) -> None:
+def save(out: Path, fitted: Fitted, found: Report, sources: dict[str, str]) -> None:
     """model.onnx, MODEL_CARD.md and metadata.json."""
     facts = {"tidegate.kind": "trained", "tidegate.labels": str(found.rows)}
-    data = graph(fitted, vectors_of(vectors_from), facts).SerializeToString(deterministic=True)
+    data = graph(fitted, vectors_of(PRIOR_PATH), facts).SerializeToString(deterministic=True)
     if len(data) > MAX_MODEL_BYTES:
         raise BadRows(f"the model has {len(data)} bytes, above the limit of {MAX_MODEL_BYTES}")
     out.mkdir(parents=True, exist_ok=True)
@@ -80,11 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model")
     parser.add_argument("--licence", default="not stated", help="licence of the labels, for the card")
+    parser.add_argument("--from-scratch", action="store_true", help="do not start from the shipped prior")
     args = parser.parse_args(argv)
     try:
-        fitted, found = train([read(path) for path in args.train])
+        fitted, found = train([read(path) for path in args.train], from_scratch=args.from_scratch)
         sources = {path.name: f"{_digest(path)} ({args.licence})" for path in args.train}
-        save(args.out, fitted, found, sources, PRIOR_PATH)
+        save(args.out, fitted, found, sources)
     except (BadRows, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2

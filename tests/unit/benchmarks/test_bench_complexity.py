@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.complexity.calibration import LEAST_SLOPE, expected_error, fit_platt
-from benchmarks.complexity.export import vectors_of
-from benchmarks.complexity.fit import fit_calibrated
+from benchmarks.complexity.export import fitted_of, graph, vectors_of
+from benchmarks.complexity.fit import Fitted, fit_calibrated, worth_starting_from
 from benchmarks.complexity.report import apgr
 from benchmarks.complexity.rows import BadRows, matrix, read
 from benchmarks.complexity.train import main
@@ -31,7 +31,7 @@ def labels(count: int) -> list[dict[str, object]]:
     return rows
 
 
-def test_trains_a_graph_that_says_what_was_fitted(tmp_path: Path) -> None:
+def test_trains_a_graph_that_orders_and_is_calibrated(tmp_path: Path) -> None:
     rows = labels(200)
     source = tmp_path / "labels.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
@@ -47,13 +47,22 @@ def test_trains_a_graph_that_says_what_was_fitted(tmp_path: Path) -> None:
     assert metadata["apgr"] > metadata["apgr_length"]
     assert "labels.jsonl" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
-    read_back = read(source)
-    weak = np.array([r.weak for r in read_back])
-    features = matrix([r.prompt for r in read_back], vectors_of(PRIOR_PATH))
-    fitted = fit_calibrated(features, weak, np.array([r.strong for r in read_back]) - weak)
-    for row, said in zip(read_back[:20], fitted.p_small_ok(features)[:20], strict=True):
-        judged = model.judge(row.prompt, total_chars=len(row.prompt), turns=1)
-        assert judged.p_small_ok == pytest.approx(said, abs=1e-3)
+
+@pytest.mark.parametrize("base", [None, fitted_of(PRIOR_PATH)], ids=["from scratch", "from the prior"])
+def test_the_graph_says_what_was_fitted(tmp_path: Path, base: Fitted | None) -> None:
+    rows = labels(100)
+    weak = np.array([float(str(row["weak"])) for row in rows])
+    features = matrix([str(row["prompt"]) for row in rows], vectors_of(PRIOR_PATH))
+    fitted = fit_calibrated(features, weak, 1.0 - weak, base)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph(fitted, vectors_of(PRIOR_PATH), {}).SerializeToString())
+    assert path.stat().st_size <= MAX_MODEL_BYTES
+    model = DifficultyModel(path)
+    for row, said in zip(rows[:20], fitted.p_small_ok(features)[:20], strict=True):
+        prompt = str(row["prompt"])
+        assert model.judge(prompt, total_chars=len(prompt), turns=1).p_small_ok == pytest.approx(
+            said, abs=1e-3
+        )
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,15 @@ def test_labels_that_cannot_be_used_name_file_and_row(
     path.write_text(text)
     with pytest.raises(BadRows, match=said):
         read(path)
+
+
+def test_a_prior_that_misleads_is_not_started_from() -> None:
+    prior = fitted_of(PRIOR_PATH)
+    features = matrix([str(row["prompt"]) for row in labels(300)], vectors_of(PRIOR_PATH))
+    need = prior.need(features)
+    noise = np.random.default_rng(1).normal(size=300) * need.std()
+    assert worth_starting_from(features, need + noise, prior)
+    assert not worth_starting_from(features, noise - 3 * need, prior)
 
 
 def test_too_few_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
