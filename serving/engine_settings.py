@@ -59,6 +59,14 @@ class LlamaCppSection(Section):
         default=None, description="Jinja chat template instead of the one inside the GGUF file"
     )
     sampling: SamplingSection = Field(default=SamplingSection(), description="Sampling defaults of requests")
+    embeddings: Literal["off", "mean", "cls", "last"] = Field(
+        default="mean",
+        description="How the tokens of an embedded text become one vector: their mean, the first, the last; "
+        "off refuses to embed",
+    )
+    embedding_tokens: int = Field(
+        default=512, ge=16, le=32768, description="Longest text that is embedded, in tokens"
+    )
     adapters: tuple[AdapterSection, ...] = Field(
         default=(), max_length=32, description="LoRA adapters, loaded with the model and chosen per request"
     )
@@ -117,6 +125,7 @@ class OpenAiHttpSection(Section):
     idle_timeout_s: float = Field(
         default=20.0, gt=0, description="Longest silence between two pieces of an answer, in seconds"
     )
+    embeddings: bool = Field(default=False, description="The server answers /v1/embeddings with this model")
 
 
 class LlamaServerSection(Section):
@@ -296,6 +305,7 @@ def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine
         quantization=section.quantization,
         context_tokens=settings.context_tokens,
         perplexity=section.perplexity,
+        capabilities=frozenset({"embeddings"} if section.embeddings else ()),
         aliases=settings.aliases,
     )
     try:

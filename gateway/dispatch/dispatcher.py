@@ -271,10 +271,10 @@ class Dispatcher:
             key=AttemptKey(run.work_id, run.row.attempts),
             tenant=run.client.tenant,
             variant_digest=choice.variant.digest,
-            input_kind=InputKind.CHAT if request.prompt is None else InputKind.TEXT,
+            input_kind=_input_kind(request),
             input=run.input,
             sampling=request.sampling,
-            max_tokens=run.query.max_tokens,
+            max_tokens=len(request.embed) or run.query.max_tokens,
             stop=request.stop,
             prefix_hashes=run.query.analysis.prefix_hashes,
             remaining_ms=None if run.deadline_s is None else max(1.0, (run.deadline_s - now_s) * 1000),
@@ -317,12 +317,15 @@ class Dispatcher:
             text=output.text,
             token_ids=output.token_ids,
             unit=output.unit,
+            vectors=output.vectors,
         )
 
     def _finished(self, run: RequestRun, choice: Choice, outcome: AttemptOutcome) -> Finished:
         assert not isinstance(outcome.result, Failure)
         timings = run.timings(outcome, self._clock())
         usage = usage_of(outcome)
+        if run.request.embed:
+            usage = replace(usage, completion_tokens=0)
         finished = Finished(
             reason=outcome.result,
             usage=usage,
@@ -351,4 +354,11 @@ class Dispatcher:
 
 def _prompt_bytes(request: GenerateRequest) -> int:
     """At least the characters of it; what a prompt holds of the memory while it is served."""
-    return len(request.prompt or "") + sum(len(m.content) for m in request.messages)
+    texts = (request.prompt or "", *request.embed, *(message.content for message in request.messages))
+    return sum(map(len, texts))
+
+
+def _input_kind(request: GenerateRequest) -> InputKind:
+    if request.embed:
+        return InputKind.EMBED
+    return InputKind.CHAT if request.prompt is None else InputKind.TEXT

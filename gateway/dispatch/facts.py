@@ -10,7 +10,15 @@ from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.caller import Client
 from gateway.dispatch.run import RequestRun
 from gateway.telemetry import Metrics, RequestLog, RequestRow
-from tidegate.routing.domain import Cause, Failure, Finished, FinishReason, GenerateRequest, ServeError
+from tidegate.routing.domain import (
+    Cause,
+    Failure,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    InputKind,
+    ServeError,
+)
 from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.plan import Choice
 
@@ -60,6 +68,8 @@ class Facts:
 
     def began(self, choice: Choice, attempt: Attempt) -> None:
         """One attempt was sent."""
+        if attempt.work.input_kind is InputKind.EMBED:
+            return  # other steps than an answer's: they teach nothing about its speed
         late_ms = max(choice.prediction.ttft_p95_ms, MIN_LATE_MS) * LATE_TIMES
         self._open[id(attempt)] = _Open(choice, attempt, attempt.started_s + late_ms / 1000)
 
@@ -90,6 +100,8 @@ class Facts:
         self._metrics.attempts.labels(choice.node.binding.tier.value, label).inc()
         if failure is not None and failure.cause in (Cause.OVERLOADED, Cause.DRAINING, Cause.INVALID_INPUT):
             return  # nothing was computed, so nothing was learned about speed
+        if attempt.work.input_kind is InputKind.EMBED:
+            return
         observation = _observation(choice, attempt, now_s, Stage.ENDED)
         told = open_ is not None and open_.told
         self._model.record(replace(observation, first_token_told=True) if told else observation)

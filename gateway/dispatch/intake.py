@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from gateway.dispatch.caller import Client
@@ -18,6 +19,7 @@ from tidegate.routing.domain import (
     ServeError,
     adapter_capability,
 )
+from tidegate.routing.embedding import CAPABILITY, pack_texts
 from tidegate.routing.prefix import canonical_bytes
 
 # What a node's link takes. Escaping in the canonical form can make an input larger than its request was.
@@ -66,10 +68,12 @@ class Intake:
         engine_input = _engine_input(request)
         model = levels.aliases.get(request.model, request.model) or "auto"
         share = request.budget.target_share
+        analysis, fit_tokens = self._analyze(request)
         query = RouteQuery(
             model=model,
-            analysis=self._analyzer.analyze(request),
-            max_tokens=max_tokens,
+            analysis=analysis,
+            max_tokens=1 if request.embed else max_tokens,
+            fit_tokens=fit_tokens,
             budget=request.budget,
             target_share=levels.target_share if share is None else share,
             min_p_good=levels.min_p_good if request.min_p_good is None else request.min_p_good,
@@ -79,7 +83,7 @@ class Intake:
             session=self._sessions.hint(session) if session else None,
             priority=request.priority,
             tenant=client.tenant,
-            needs=frozenset({adapter_capability(request.adapter)}) if request.adapter else frozenset(),
+            needs=_needs(request),
         )
         return RequestRun(
             request=request,
@@ -93,12 +97,29 @@ class Intake:
             row=RequestRow(request.request_id, client.tenant, request.model, data_class),
         )
 
+    def _analyze(self, request: GenerateRequest) -> tuple[Analysis, int | None]:
+        """And what the context must hold, where texts are embedded: the longest of them."""
+        if not request.embed:
+            return self._analyzer.analyze(request), None
+        counted = [self._analyzer.analyze(replace(request, embed=(), prompt=text)) for text in request.embed]
+        tokens = [analysis.prompt_tokens for analysis in counted]
+        return replace(counted[0], prompt_tokens=sum(tokens), prefix_hashes=()), max(tokens)
+
+
+def _needs(request: GenerateRequest) -> frozenset[str]:
+    """The capabilities that a variant must have."""
+    needs = {adapter_capability(request.adapter)} if request.adapter else set()
+    return frozenset(needs | {CAPABILITY} if request.embed else needs)
+
 
 def _engine_input(request: GenerateRequest) -> bytes:
     """What the engine reads; refused where the way to a node could not carry it."""
     if sum(map(len, request.stop)) > MAX_STOP_CHARS:
         raise _too_long("stop", f"stop strings are longer than {MAX_STOP_CHARS} characters together")
-    data = canonical_bytes(request.messages) if request.prompt is None else request.prompt.encode()
+    if request.embed:
+        data = pack_texts(request.embed)
+    else:
+        data = canonical_bytes(request.messages) if request.prompt is None else request.prompt.encode()
     if len(data) > MAX_INPUT_BYTES:
         raise _too_long("input", f"the input is {len(data)} bytes, above the limit of {MAX_INPUT_BYTES}")
     return data

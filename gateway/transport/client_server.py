@@ -17,8 +17,10 @@ from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.gateway.v1 import gateway_pb2_grpc
 from tidegate.routing import explain
 from tidegate.routing.domain import Accepted, Code, GenerateRequest, Restarted, ServeError
+from tidegate.routing.embedding import Collector
 from tidegate.routing.plan import Refusal
 from tidegate.wire import codec, fleet
+from tidegate.wire.embedding import decode_embed_request, encode_embedded
 from tidegate.wire.fleet import Decision, NodeInfo, node_info
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,16 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                     message, opening = opening, None
                 await headers_sent()
                 await self._write(context, message)
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        client = self._authenticate(context)
+        asked = decode_embed_request(request, tenant=client.tenant, remaining_ms=_remaining_ms(context))
+        collector = Collector()
+        async with aclosing(self._dispatcher.generate(asked, client)) as events:
+            async for event in events:
+                if (embedded := collector.take(event)) is not None:
+                    return encode_embedded(embedded)
+        raise AssertionError("a generation ends with Finished or an error")
 
     async def _write(self, context: Any, message: Any) -> None:
         try:
@@ -188,9 +200,9 @@ def _is_loopback(peer: str) -> bool:
 
 
 def _decode(request: pb.GenerateRequest, client: Client, context: Any) -> GenerateRequest:
+    return codec.decode_generate_request(request, tenant=client.tenant, remaining_ms=_remaining_ms(context))
+
+
+def _remaining_ms(context: Any) -> float | None:
     remaining_s = context.time_remaining()
-    return codec.decode_generate_request(
-        request,
-        tenant=client.tenant,
-        remaining_ms=None if remaining_s is None else max(0.0, remaining_s * 1000),
-    )
+    return None if remaining_s is None else max(0.0, remaining_s * 1000)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from tidegate.routing.domain import AttemptKey, Cause, Failure, Finish, SequenceOutput
+from tidegate.routing.embedding import MAX_VECTOR_BYTES
 
 # The consumer gives credit back in handfuls, so that it does not cost a message per chunk; with few credits
 # in smaller ones, or the node would wait for the rest of a handful that cannot come.
@@ -71,6 +72,8 @@ class AttemptStream:
             return "the node's tokens are not contiguous"
         if self._unread > self._credits:
             return "the node sent more than it had credit for"
+        if len(output.vectors) > output.count * MAX_VECTOR_BYTES:
+            return "the node sent more of a vector than vectors have"
         if self._text_chars + len(output.text) > self._text_limit:
             return "the node sent more text than the tokens asked for can hold"
         return ""

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         Timings,
         Usage,
     )
+    from tidegate.routing.embedding import Embedded
     from tidegate.wire.channels import TlsConfig
     from tidegate.wire.fleet import Decision, ModelInfo, NodeInfo
 
@@ -99,6 +100,7 @@ _HOMES = {
         "Timings",
         "Usage",
     ),
+    "tidegate.routing.embedding": ("Embedded",),
     "tidegate.wire.channels": ("TlsConfig",),
     "tidegate.wire.fleet": ("Decision", "ModelInfo", "NodeInfo"),
 }
@@ -115,6 +117,7 @@ __all__ = [
     "Completion",
     "DeadlineExceeded",
     "Decision",
+    "Embedded",
     "Explanation",
     "FinishReason",
     "Finished",

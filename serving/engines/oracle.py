@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused
+from serving.engines.oracle_embedding import OracleEmbedding
 from serving.engines.oracle_parts import (
     PrefixCache,
     decode_speed,
@@ -22,7 +23,16 @@ from serving.engines.oracle_parts import (
 from serving.engines.oracle_sequence import OracleSequence
 from serving.engines.oracle_settings import OracleSettings
 from serving.engines.queue import Waiting, WaitQueue
-from tidegate.routing.domain import AttemptKey, CacheDelta, Cause, Failure, SequenceOutput, StepBatch, Work
+from tidegate.routing.domain import (
+    AttemptKey,
+    CacheDelta,
+    Cause,
+    Failure,
+    InputKind,
+    SequenceOutput,
+    StepBatch,
+    Work,
+)
 
 __all__ = ["OracleEngine", "OracleSettings", "oracle_length", "oracle_text", "oracle_tokens", "token_text"]
 
@@ -72,7 +82,8 @@ class OracleEngine:
             raise EngineRefused(Failure(Cause.DRAINING, "the engine is stopping"))
         if not self._ready:
             raise EngineRefused(Failure(Cause.ENGINE_CRASHED, "the engine is not up"))
-        sequence = OracleSequence.of(work, self._settings, self._now())
+        kind = OracleEmbedding if work.input_kind is InputKind.EMBED else OracleSequence
+        sequence = kind.of(work, self._settings, self._now())
         now_ms = self._now() * 1000.0
         entry = Waiting.of(work, sequence, tokens=self._uncached(sequence), now_ms=now_ms)
         if any(running.work.key == work.key for running in self._running):

@@ -26,7 +26,7 @@ class OracleSettings:
     quantization: str = "none"
     context_tokens: int = 1 << 21
     perplexity: float | None = None
-    capabilities: frozenset[str] = frozenset({"token_ids"})
+    capabilities: frozenset[str] = frozenset({"token_ids", "embeddings"})
     slots: int = 4
     queue_limit: int = 16
     prefill_tokens_per_s: float = 2000.0

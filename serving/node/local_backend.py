@@ -34,6 +34,7 @@ from tidegate.routing.domain import (
     Work,
     adapter_capability,
 )
+from tidegate.routing.embedding import CAPABILITY, pack_texts
 from tidegate.routing.prefix import canonical_bytes, prefix_names
 
 UNLIMITED_CREDITS = 2**31 - 1
@@ -159,7 +160,7 @@ class LocalBackend:
         )
 
     def _work(self, request: GenerateRequest, variant: Variant) -> Work:
-        if (request.prompt is None) == (not request.messages):
+        if not request.embed and (request.prompt is None) == (not request.messages):
             raise ServeError(
                 Code.INVALID_ARGUMENT, "exactly one of messages and prompt must be set", param="messages"
             )
@@ -174,7 +175,13 @@ class LocalBackend:
             raise ServeError(
                 Code.NOT_FOUND, "this node has no such adapter", reason="ADAPTER_NOT_FOUND", param="adapter"
             )
-        if request.prompt is None:
+        if request.embed and CAPABILITY not in variant.capabilities:
+            raise ServeError(
+                Code.FAILED_PRECONDITION, "this node does not embed", reason="NO_EMBEDDINGS", param="model"
+            )
+        if request.embed:
+            kind, data = InputKind.EMBED, pack_texts(request.embed)
+        elif request.prompt is None:
             kind, data = InputKind.CHAT, canonical_bytes(request.messages)
         else:
             kind, data = InputKind.TEXT, request.prompt.encode("utf-8")
@@ -187,9 +194,11 @@ class LocalBackend:
             input_kind=kind,
             input=data,
             sampling=request.sampling,
-            max_tokens=request.max_tokens or self._default_max_tokens,
+            max_tokens=len(request.embed) or request.max_tokens or self._default_max_tokens,
             stop=request.stop,
-            prefix_hashes=prefix_names(data, self._prefix_key + request.adapter.encode()),
+            prefix_hashes=()
+            if request.embed
+            else prefix_names(data, self._prefix_key + request.adapter.encode()),
             remaining_ms=request.remaining_ms,
             ttft_remaining_ms=request.budget.ttft_ms,
             priority=request.priority,
@@ -212,4 +221,5 @@ def _chunk(output: SequenceOutput) -> Chunk:
         text=output.text,
         token_ids=output.token_ids,
         unit=output.unit,
+        vectors=output.vectors,
     )

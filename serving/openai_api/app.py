@@ -12,7 +12,8 @@ from aiohttp import web
 
 from serving.openai_api.answer import Answer, StreamedAnswer, collect, running
 from serving.openai_api.backend import Authenticator, Caller, GenerateBackend, ModelCard
-from serving.openai_api.bodies import ChatBody, CompletionBody, GenerateBody
+from serving.openai_api.bodies import ChatBody, CompletionBody, EmbeddingsBody, GenerateBody
+from serving.openai_api.embeddings import body_of, embed, headers_of
 from serving.openai_api.errors import json_response
 from serving.openai_api.guard import REQUEST_ID_HEADER, SERVER_NAME, current_request_id, error_shape
 from serving.openai_api.lifetime import Answers
@@ -50,6 +51,23 @@ class _Front:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, CompletionBody, CompletionShape)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        began_s = time.monotonic()
+        caller = self._caller(request)
+        inputs = parse_headers(request.headers)
+        body = parse_body(EmbeddingsBody, await read_body(request, self._options))
+        asked = to_request(
+            body,
+            inputs,
+            request_id=current_request_id(),
+            tenant=caller.tenant,
+            elapsed_ms=(time.monotonic() - began_s) * 1000,
+        )
+        async with self._answers.one():
+            found = await embed(self._backend, asked)
+        answer = body_of(found, model=asked.model, as_base64=body.encoding_format == "base64")
+        return json_response(answer, headers=headers_of(found))
 
     async def _generate(
         self, request: web.Request, model: type[GenerateBody], shape: type[Shape]
@@ -162,7 +180,7 @@ def build_routes(
     *,
     wall_clock: Callable[[], float] = time.time,
 ) -> None:
-    """Adds /v1/chat/completions, /v1/completions and /v1/models to `app`.
+    """Adds /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/models to `app`.
 
     Every error of the whole application gets OpenAI's shape from here on, and every answer an x-request-id.
     `wall_clock` gives seconds since 1970 for `created`.
@@ -172,6 +190,7 @@ def build_routes(
     app.on_shutdown.append(front.stop)
     app.router.add_post("/v1/chat/completions", front.chat)
     app.router.add_post("/v1/completions", front.completions)
+    app.router.add_post("/v1/embeddings", front.embeddings)
     app.router.add_get("/v1/models", front.models)
     app.router.add_get("/v1/models/{name:.+}", front.model)
 

@@ -17,6 +17,8 @@ from serving.openai_api.inputs import TidegateInputs
 MAX_MESSAGES = 2048
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+# As OpenAI allows.
+MAX_TEXTS = 2048
 INT32_MAX = 2**31 - 1
 UNSUPPORTED = "unsupported_parameter"
 
@@ -175,3 +177,27 @@ class CompletionBody(GenerateBody):
     echo: Annotated[None, _refused("echoing the prompt", _empty)] = None
     best_of: OnlyOne = None
     logprobs: Annotated[None, _refused("returning log probabilities", _empty)] = None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts:
+        raise _bad("string_type", "must be a string or a list of strings")
+    if not all(isinstance(text, str) for text in texts):
+        raise _bad(UNSUPPORTED, "texts of token ids are not supported, send strings")
+    if len(texts) > MAX_TEXTS:
+        raise _bad("too_long", f"at most {MAX_TEXTS} texts are allowed, got {len(texts)}")
+    if not all(texts):
+        raise _bad("string_type", "no text may be empty")
+    return tuple(texts)
+
+
+class EmbeddingsBody(_Body):
+    """POST /v1/embeddings."""
+
+    model: str | None = Field(default=None, max_length=256)
+    input: Annotated[tuple[str, ...], PlainValidator(_texts)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[None, _refused("cutting vectors", lambda value: value is None)] = None
+    user: str | None = None
+    tidegate: TidegateInputs | None = None

@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from serving.openai_api.bodies import UNSUPPORTED, ChatBody, ChatMessage, CompletionBody, GenerateBody
+from serving.openai_api.bodies import (
+    UNSUPPORTED,
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    EmbeddingsBody,
+    GenerateBody,
+)
 from serving.openai_api.errors import invalid
 from serving.openai_api.inputs import NO_INPUTS, PREFIX, TidegateInputs, header_values
 from tidegate.routing.domain import (
@@ -103,7 +110,7 @@ def _header_param(loc: tuple[int | str, ...]) -> str:
 
 
 def to_request(
-    body: GenerateBody,
+    body: GenerateBody | EmbeddingsBody,
     inputs: TidegateInputs,
     *,
     request_id: str,
@@ -122,8 +129,6 @@ def to_request(
         request_id=request_id,
         model=body.model or "auto",
         tenant=tenant,
-        sampling=_sampling(body),
-        stop=body.stop,
         budget=Budget(asked.ttft_ms, asked.tpot_ms, asked.total_ms, asked.target),
         min_p_good=asked.quality,
         placement=asked.placement or Placement.ANY,
@@ -135,8 +140,14 @@ def to_request(
         explain=bool(asked.explain),
         adapter=asked.adapter or "",
         remaining_ms=remaining_ms,
-        **_text_and_length(body),
+        **_what_is_asked(body),
     )
+
+
+def _what_is_asked(body: GenerateBody | EmbeddingsBody) -> dict[str, Any]:
+    if isinstance(body, EmbeddingsBody):
+        return {"embed": body.input}
+    return {"sampling": _sampling(body), "stop": body.stop, **_text_and_length(body)}
 
 
 def _text_and_length(body: GenerateBody) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +43,7 @@ from tidegate.routing.domain import (
     Unit,
     Work,
 )
+from tidegate.routing.embedding import CAPABILITY, pack_texts, unpack_vectors
 from tidegate.routing.prefix import canonical_bytes
 
 
@@ -255,6 +258,26 @@ class EngineContract:
         for output in rec.outputs[work.key]:
             output.text.encode("utf-8")
             assert "�" not in output.text
+
+    async def test_texts_are_embedded_in_order_and_unit_long(self, rec: Recorder) -> None:
+        if CAPABILITY not in rec.info.variants[0].capabilities:
+            pytest.skip("this engine does not embed")
+        texts = [self.chat, self.utf8_prompt, self.chat]
+        work = replace(
+            self.work(rec.info, max_tokens=len(texts)), input_kind=InputKind.EMBED, input=pack_texts(texts)
+        )
+        finish = await self.run(rec, work)
+        assert finish.result is FinishReason.STOP
+        assert finish.usage.prompt_tokens > 0
+        assert_contiguous(rec.outputs[work.key])
+        vectors = [v for o in rec.outputs[work.key] if o.count for v in unpack_vectors(o.vectors, o.count)]
+        assert len(vectors) == len(texts)
+        assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1.0] * 3, abs=1e-4)
+        assert math.dist(vectors[0], vectors[2]) < 0.01 < math.dist(vectors[0], vectors[1])
+        empty = replace(work, key=AttemptKey("contract-no-texts", 1), input=b"{}")
+        with pytest.raises(EngineRefused) as refused:
+            rec.engine.submit(empty)
+        assert refused.value.failure.cause is Cause.INVALID_INPUT
 
     # --- stop strings ---
 

@@ -108,8 +108,8 @@ def _domain_request(prompt: Prompt | None, options: GenerateOptions) -> Generate
         sampling=dataclasses.replace(sampling, **overrides),
         stop=_stops(given.pop("stop", ())),
         budget=given.pop("budget", None) or Budget(),
-        placement=_word(Placement, given.pop("placement", Placement.ANY), "placement"),
-        on_miss=_word(OnMiss, given.pop("on_miss", OnMiss.BEST_EFFORT), "on_miss"),
+        placement=word(Placement, given.pop("placement", Placement.ANY), "placement"),
+        on_miss=word(OnMiss, given.pop("on_miss", OnMiss.BEST_EFFORT), "on_miss"),
         **given,
     )
 
@@ -136,7 +136,7 @@ def _message(item: Message | Mapping[str, str], param: str) -> Message:
         if not isinstance(item.get(key), str):
             raise _invalid(f"{param}.{key}", "must be a string")
     return Message(
-        role=_word(Role, item["role"], f"{param}.role"), content=item["content"], name=item.get("name", "")
+        role=word(Role, item["role"], f"{param}.role"), content=item["content"], name=item.get("name", "")
     )
 
 
@@ -146,7 +146,8 @@ def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _word(kind: type[W], value: str, param: str) -> W:
+def word(kind: type[W], value: str, param: str) -> W:
+    """The member that `value` names. Raises InvalidRequest."""
     try:
         return kind(value)
     except ValueError:

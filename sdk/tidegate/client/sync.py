@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from tidegate.client.answer import Answer, Completion, OnRestart
+from tidegate.client.embedding import EmbedOptions, build_embed_request, read_embedded
 from tidegate.client.request import GenerateOptions, Prompt, build_request
 from tidegate.client.retry import DEFAULT_RETRY, Clock, RetryPolicy, Uniform
 from tidegate.client.sync_calls import SyncCore, SyncServerStream, sync_unary
@@ -24,6 +25,7 @@ from tidegate.client.unary import (
 )
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.routing.domain import Accepted, Chunk, Finished, GenerateEvent, Restarted, Route
+from tidegate.routing.embedding import Embedded
 from tidegate.wire.channels import MAX_RECEIVE_BYTES, TlsConfig
 from tidegate.wire.fleet import Decision, ModelInfo, NodeInfo
 
@@ -245,6 +247,18 @@ class SyncClient:
             feedback_message(request_id, worse=worse),
             self._deadline(deadline_s),
         )
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        deadline_s: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Embedded:
+        """One vector of length 1 for each of 1 to 128 texts, in order."""
+        message = build_embed_request(texts, options)
+        response = sync_unary(self._core, lambda stub: stub.Embed, message, self._deadline(deadline_s))
+        return read_embedded(response, len(texts))
 
     def nodes(self, *, deadline_s: float | None = None) -> tuple[NodeInfo, ...]:
         """The nodes the gateway knows."""

@@ -53,7 +53,11 @@ _REPLAY_TO_PB = {
     ReplayClass.TOKENS: common_pb2.REPLAY_CLASS_TOKENS,
 }
 _REPLAY_FROM_PB = {number: replay for replay, number in _REPLAY_TO_PB.items()}
-_KIND_TO_PB = {InputKind.CHAT: node_pb2.INPUT_KIND_CHAT, InputKind.TEXT: node_pb2.INPUT_KIND_TEXT}
+_KIND_TO_PB = {
+    InputKind.CHAT: node_pb2.INPUT_KIND_CHAT,
+    InputKind.TEXT: node_pb2.INPUT_KIND_TEXT,
+    InputKind.EMBED: node_pb2.INPUT_KIND_EMBED,
+}
 _KIND_FROM_PB = {number: kind for kind, number in _KIND_TO_PB.items()}
 
 
@@ -255,6 +259,7 @@ def output_to_pb(output: SequenceOutput) -> node_pb2.SequenceOutput:
             prompt_tokens=first.prompt_tokens,
         ),
         finish=None if output.finish is None else _finish_to_pb(output.finish),
+        vectors=output.vectors,
     )
 
 
@@ -277,4 +282,5 @@ def output_from_pb(pb: node_pb2.SequenceOutput) -> SequenceOutput:
         if pb.HasField("first_token")
         else None,
         finish=_finish_from_pb(pb.finish) if pb.HasField("finish") else None,
+        vectors=pb.vectors,
     )

@@ -20,6 +20,7 @@ def merge(first: SequenceOutput, second: SequenceOutput) -> SequenceOutput:
         count=first.count + second.count,
         token_ids=first.token_ids + second.token_ids,
         text=first.text + second.text,
+        vectors=first.vectors + second.vectors,
         first_token=first.first_token or second.first_token,
         finish=second.finish,
     )

@@ -77,7 +77,9 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
     removed, but still in their pools."""
     found: list[Pool] = []
     removed: dict[str, int] = {}
-    tokens = query.analysis.prompt_tokens + query.max_tokens
+    tokens = query.fit_tokens
+    if tokens is None:
+        tokens = query.analysis.prompt_tokens + query.max_tokens
     for kind, ready, down in snapshot.groups:
         fell, variants = _kind_fails(kind, query, tokens)
         if fell is not None:

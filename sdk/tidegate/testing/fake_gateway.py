@@ -15,10 +15,12 @@ import grpc.aio
 
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.gateway.v1 import gateway_pb2_grpc as rpc
-from tidegate.routing.domain import Code, Explanation, GenerateRequest, ServeError
+from tidegate.routing.domain import Code, Explanation, GenerateRequest, ServeError, Usage
+from tidegate.routing.embedding import Embedded
 from tidegate.testing.script import Fail, Hang, Pause, Step, Together, answer, default_route
 from tidegate.wire import codec, fleet, status
 from tidegate.wire.channels import server_options
+from tidegate.wire.embedding import decode_embed_request, encode_embedded
 from tidegate.wire.fleet import Decision, ModelInfo, NodeInfo
 
 Context = Any
@@ -158,6 +160,18 @@ class FakeGateway(rpc.GatewayServiceServicer):
         except ServeError as error:
             await _abort(context, Fail(error))
         return pb.FeedbackResponse()
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """As many numbers as characters, so that a test can tell texts apart."""
+        await self._enter(context)
+        try:
+            asked = decode_embed_request(request)
+        except ServeError as error:
+            await _abort(context, Fail(error))
+        self.requests.append(asked)
+        self._notify()
+        vectors = tuple((float(len(text)), float(index)) for index, text in enumerate(asked.embed))
+        return encode_embedded(Embedded(vectors, Usage(sum(map(len, asked.embed)))))
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         await self._enter(context)

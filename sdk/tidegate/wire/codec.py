@@ -44,8 +44,8 @@ OUTCOMES: Mapping[BudgetOutcome, pb.BudgetOutcome.ValueType] = {
 }
 
 # Unset means the default in these three, so clients in other languages need not fill them in.
-_PLACEMENTS_BACK: Mapping[int, Placement] = {0: Placement.ANY, **{v: k for k, v in PLACEMENTS.items()}}
-_ON_MISS_BACK: Mapping[int, OnMiss] = {0: OnMiss.BEST_EFFORT, **{v: k for k, v in ON_MISS.items()}}
+PLACEMENTS_BACK: Mapping[int, Placement] = {0: Placement.ANY, **{v: k for k, v in PLACEMENTS.items()}}
+ON_MISS_BACK: Mapping[int, OnMiss] = {0: OnMiss.BEST_EFFORT, **{v: k for k, v in ON_MISS.items()}}
 _OUTCOMES_BACK: Mapping[int, BudgetOutcome] = {0: BudgetOutcome.NONE, **{v: k for k, v in OUTCOMES.items()}}
 
 
@@ -101,11 +101,11 @@ def decode_generate_request(
         stop=tuple(message.stop),
         budget=common.decode_budget(message.budget),
         min_p_good=message.min_p_good if message.HasField("min_p_good") else None,
-        placement=decode_enum(_PLACEMENTS_BACK, message.placement, "placement"),
+        placement=decode_enum(PLACEMENTS_BACK, message.placement, "placement"),
         data_class=message.data_class,
         session_id=message.session_id,
         priority=message.priority,
-        on_miss=decode_enum(_ON_MISS_BACK, message.on_miss, "on_miss"),
+        on_miss=decode_enum(ON_MISS_BACK, message.on_miss, "on_miss"),
         early_accept=message.early_accept,
         explain=message.explain,
         remaining_ms=remaining_ms,

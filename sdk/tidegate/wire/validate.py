@@ -6,6 +6,7 @@ import math
 import re
 
 from tidegate.routing.domain import Budget, GenerateRequest, Message, Sampling
+from tidegate.routing.embedding import MAX_INPUTS
 from tidegate.wire.common import invalid
 
 MAX_STOPS = 16
@@ -80,6 +81,9 @@ def check_budget(budget: Budget, param: str = "budget") -> None:
 
 
 def _check_input(request: GenerateRequest) -> None:
+    if request.embed:
+        _check_embed(request)
+        return
     if request.prompt is not None and request.messages:
         raise invalid("input", "both messages and a prompt are given; give one")
     if request.prompt is not None:
@@ -91,6 +95,17 @@ def _check_input(request: GenerateRequest) -> None:
         raise invalid("input", "neither messages nor a prompt is given")
     for index, message in enumerate(request.messages):
         _check_message(message, f"messages[{index}]")
+
+
+def _check_embed(request: GenerateRequest) -> None:
+    if request.prompt is not None or request.messages:
+        raise invalid("input", "both texts to embed and a prompt are given; give one")
+    if len(request.embed) > MAX_INPUTS:
+        raise invalid("inputs", f"has {len(request.embed)} entries, at most {MAX_INPUTS} are allowed")
+    for index, text in enumerate(request.embed):
+        if not text:
+            raise invalid(f"inputs[{index}]", "is empty")
+        _check_text(text, f"inputs[{index}]")
 
 
 def _check_message(message: Message, param: str) -> None:

@@ -1,7 +1,7 @@
 """The engine's child process: `python -m serving.engines.llama_cpp.child FD PARENT_PID`.
 
-Three threads: one reads frames, one turns inputs into tokens, the main one computes. It ends when the parent
-closes its end of the socket.
+Four threads: one reads frames, one turns inputs into tokens, one embeds, the main one computes answers. It
+ends when the parent closes its end of the socket.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 
 from serving.engines.llama_cpp import protocol
+from serving.engines.llama_cpp.embedding import Embedder
 from serving.engines.llama_cpp.intake import InputPreparer
 from serving.engines.llama_cpp.isolate import isolate
 from serving.engines.llama_cpp.load_log import LoadLog
@@ -36,12 +37,15 @@ class Reporter:
         self._sock = sock
         self._meter = meter
         self._speeds_due = 0.0
+        self._sending = threading.Lock()
         self.loop: DecodeLoop | None = None
 
     def send(self, frame: Frame) -> None:
-        """A parent that is gone is noticed by the reader."""
+        """From any thread. A parent that is gone is noticed by the reader."""
+        data = protocol.encode(frame)
         try:
-            self._sock.sendall(protocol.encode(frame))
+            with self._sending:
+                self._sock.sendall(data)
         except OSError:
             pass
 
@@ -83,7 +87,7 @@ def load_template(model: Model, source: str) -> ChatTemplate | None:
     return ChatTemplate(source, model, model.special_texts(), bos=bos, eos=eos)
 
 
-def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer) -> None:
+def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer, embedder: Embedder) -> None:
     """The reader's thread: ends the process when the parent is gone."""
     try:
         while (frame := protocol.receive(sock)) is not None:
@@ -93,6 +97,10 @@ def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer) 
                 loop.expect(frame["sid"])
                 arrived_ms = time.monotonic() * 1000.0 - frame["waited_ms"]
                 preparer.put(frame["sid"], protocol.unpack_work(frame), arrived_ms)
+            elif frame["t"] == "embed":
+                embedder.put(frame["sid"], frame["texts"])
+            elif frame["t"] == "cancel_embed":
+                embedder.cancel(frame["sid"])
     finally:
         loop.stop()
         # The main thread may be inside a long step; a child without parent must not go on computing.
@@ -130,6 +138,8 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     reporter.loop = loop
     preparer = InputPreparer(model, template, config.context_tokens, loop.arrive)
     preparer.start()
+    embedder = Embedder(model, config, reporter.send)
+    embedder.start()
     ready: Frame = {
         "t": "ready",
         "build": build_id(),
@@ -141,7 +151,9 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         "measure_ms": (time.monotonic() - loaded) * 1000.0,
     }
     reporter.send(ready)
-    threading.Thread(target=read_frames, args=(sock, loop, preparer), name="read-frames", daemon=True).start()
+    threading.Thread(
+        target=read_frames, args=(sock, loop, preparer, embedder), name="read-frames", daemon=True
+    ).start()
     loop.run()
 
 

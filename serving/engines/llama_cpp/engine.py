@@ -15,6 +15,7 @@ from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, read_entry
+from serving.engines.llama_cpp.embed_desk import EmbedDesk
 from serving.engines.llama_cpp.fit import check_model
 from serving.engines.llama_cpp.gguf_check import GgufHeader
 from serving.engines.llama_cpp.identity import adapter_identities, describe
@@ -34,6 +35,7 @@ from tidegate.routing.domain import (
     CacheDelta,
     Cause,
     Failure,
+    InputKind,
     Speeds,
     StepBatch,
     Work,
@@ -64,6 +66,7 @@ class LlamaCppEngine:
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
         self._cache = CacheView()
+        self._embeds = EmbedDesk(settings.queue_limit + 1)
         self._tasks: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -120,6 +123,9 @@ class LlamaCppEngine:
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "another variant is loaded"))
         if work.adapter and all(adapter.name != work.adapter for adapter in self._settings.adapters):
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "the adapter is not loaded here"))
+        if work.input_kind is InputKind.EMBED:
+            self._embed(work)
+            return
         if work.key in self._ledger:
             raise EngineRefused(Failure(Cause.FENCED, "this attempt runs already"))
         limit = self._settings.slots + self._settings.queue_limit
@@ -132,6 +138,13 @@ class LlamaCppEngine:
         if self._ready:
             self._send(entry)
 
+    def _embed(self, work: Work) -> None:
+        if self._settings.embeddings == "off":
+            raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "this engine does not embed"))
+        if self._child is None or not self._ready:
+            raise EngineRefused(Failure(Cause.ENGINE_CRASHED, "the engine is being started again"))
+        self._child.send(self._embeds.add(work, self._clock()))
+
     def _send(self, entry: Submitted) -> None:
         if self._child is not None:
             waited_ms = (self._clock() - entry.submitted_at) * 1000.0
@@ -141,6 +154,8 @@ class LlamaCppEngine:
 
     def cancel(self, key: AttemptKey) -> None:
         self._outbox.take_back(key)
+        if (frame := self._embeds.cancel(key)) is not None and self._child is not None:
+            self._child.send(frame)
         entry = self._ledger.cancel(key)
         if entry is None:
             return
@@ -298,12 +313,14 @@ class LlamaCppEngine:
 
     async def _read(self, child: ChildProcess) -> None:
         while (frame := await child.receive()) is not None:
-            if frame["t"] != "step":
-                continue
             try:
-                self._take_step(frame)
+                if frame["t"] == "step":
+                    self._take_step(frame)
+                elif frame["t"] == "vectors":
+                    output = self._embeds.take(frame, self._clock())
+                    self._outbox.put([] if output is None else [output])
             except _MALFORMED as error:
-                raise ProtocolError(f"a step frame is malformed ({type(error).__name__})") from error
+                raise ProtocolError(f"a frame is malformed ({type(error).__name__})") from error
 
     def _take_step(self, frame: Frame) -> None:
         self._last_progress = self._clock()
@@ -335,7 +352,7 @@ class LlamaCppEngine:
         self._speeds_at = self._clock()
 
     def _fail_all(self, failure: Failure) -> None:
-        self._outbox.put(self._ledger.fail_all(failure))
+        self._outbox.put((*self._ledger.fail_all(failure), *self._embeds.fail_all(failure)))
         self._note_idle()
 
     def _note_idle(self) -> None:

@@ -13,6 +13,7 @@ from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.protocol import Frame
 from serving.engines.llama_cpp.settings import Adapter, LlamaCppSettings
 from tidegate.routing.domain import ReplayClass, Speeds, Variant, adapter_capability
+from tidegate.routing.embedding import CAPABILITY
 
 
 def describe(
@@ -38,6 +39,7 @@ def describe(
             {
                 *("text", "token_ids"),
                 *(["chat"] if ready["template"] else []),
+                *([CAPABILITY] if settings.embeddings != "off" else []),
                 *(adapter_capability(adapter.name) for adapter in settings.adapters),
             }
         ),

@@ -1,8 +1,8 @@
 """Frames between the engine in the daemon and its child: a 4-byte big-endian length, then JSON.
 
 JSON and never pickle: a child taken over by a hostile model file can send the daemon values, not code.
-To the child: config (once), work, cancel. From it: ready or refused (once), then one step frame per engine
-step, which also goes out when nothing was computed but the state changed.
+To the child: config (once), work, cancel, embed, cancel_embed. From it: ready or refused (once), then vectors
+and one step frame per engine step, which also goes out when nothing was computed but the state changed.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class ChildConfig:
     debug: bool
     known_speeds: tuple[float, Sequence[tuple[int, float]]] | None = None
     adapters: Sequence[tuple[str, str, float]] = ()
+    pooling: str = "mean"
+    embedding_tokens: int = 512
 
 
 @dataclass(frozen=True, slots=True)

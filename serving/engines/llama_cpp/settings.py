@@ -77,6 +77,12 @@ class LlamaCppSettings(BaseModel):
     adapters: tuple[Adapter, ...] = Field(
         default=(), max_length=MAX_ADAPTERS, description="LoRA adapters that requests may name."
     )
+    embeddings: Literal["off", "mean", "cls", "last"] = Field(
+        default="mean", description="How the tokens of an embedded text become one vector; off refuses."
+    )
+    embedding_tokens: int = Field(
+        default=512, ge=16, le=32768, description="Longest text that is embedded, in tokens."
+    )
     load_timeout_s: float = Field(default=120.0, gt=0.0, description="Longest time to load the model.")
     hang_timeout_s: float = Field(
         default=20.0, gt=0.0, description="Without a step for this long, it is restarted."
@@ -120,4 +126,6 @@ class LlamaCppSettings(BaseModel):
             min_p=self.sampling.min_p,
             debug=self.debug,
             adapters=[(adapter.name, str(adapter.path), adapter.scale) for adapter in self.adapters],
+            pooling=self.embeddings,
+            embedding_tokens=self.embedding_tokens,
         )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
+from serving.engines.openai_http.embedding import EmbedCall
 from serving.engines.openai_http.failures import UpstreamFailed, upstream_failed
 from serving.engines.openai_http.health import UpstreamWatch
 from serving.engines.openai_http.models import settle_model
@@ -26,6 +27,7 @@ from tidegate.routing.domain import (
     CacheDelta,
     Cause,
     Failure,
+    InputKind,
     ReplayClass,
     SequenceOutput,
     StepBatch,
@@ -214,7 +216,8 @@ class OpenAiHttpEngine:
             self._expiry = asyncio.get_running_loop().call_later(delay_s + 1e-3, self._start_next)
 
     async def _call(self, sequence: Sequence) -> None:
-        call = SequenceCall(sequence, self._settings, self._clock, lambda o: self._on_output(sequence, o))
+        kind = EmbedCall if sequence.work.input_kind is InputKind.EMBED else SequenceCall
+        call = kind(sequence, self._settings, self._clock, lambda o: self._on_output(sequence, o))
         try:
             if await call.run(self._upstream):
                 self._watch.suspect()
@@ -231,7 +234,8 @@ class OpenAiHttpEngine:
         self._progress_s = self._clock()
         self._outbox.put(output)
         if output.finish is not None:
-            learn_from(sequence, self._speeds, peers_now=len(self._running), now_s=self._progress_s)
+            if sequence.work.input_kind is not InputKind.EMBED:
+                learn_from(sequence, self._speeds, peers_now=len(self._running), now_s=self._progress_s)
             del self._running[key]
             self._start_next()
 

@@ -9,6 +9,7 @@ from typing import Any
 from serving.engines.openai_http.failures import failure_of_error, upstream_failed
 from serving.engines.openai_http.sse import SseEvent
 from tidegate.routing.domain import Failure, FinishReason, InputKind, Message, Sampling, Usage, Work
+from tidegate.routing.embedding import unpack_texts
 from tidegate.routing.prefix import parse_canonical
 
 _SAMPLING_FIELDS = (
@@ -35,6 +36,9 @@ def upstream_request(
     work: Work, *, model: str, include_usage: bool, is_llama_server: bool = False
 ) -> UpstreamRequest:
     """Raises ValueError when the work's input is not what its kind says."""
+    if work.input_kind is InputKind.EMBED:
+        texts = list(unpack_texts(work.input))
+        return UpstreamRequest("/embeddings", {"model": model, "input": texts, "encoding_format": "float"})
     body: dict[str, Any] = {"model": model, "stream": True}
     if include_usage:
         body["stream_options"] = {"include_usage": True}

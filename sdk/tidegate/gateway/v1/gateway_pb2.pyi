@@ -871,3 +871,93 @@ class FeedbackResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 global___FeedbackResponse = FeedbackResponse
+
+@typing.final
+class EmbedRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    PLACEMENT_FIELD_NUMBER: builtins.int
+    DATA_CLASS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    ON_MISS_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Chosen by the client, unique per request: 1 to 128 characters of [A-Za-z0-9._:-]."""
+    model: builtins.str
+    """Model name, alias, or "auto"; empty means "auto"."""
+    placement: global___Placement.ValueType
+    data_class: builtins.str
+    """Label that limits where the request may go; empty takes the key's floor."""
+    priority: builtins.int
+    """Higher goes first, -10 to 10; 0 is normal."""
+    on_miss: global___OnMiss.ValueType
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """1 to 128 texts."""
+
+    @property
+    def budget(self) -> tidegate.common.v1.common_pb2.Budget:
+        """Limits on the time to the first vector and to the last."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        inputs: collections.abc.Iterable[builtins.str] | None = ...,
+        model: builtins.str = ...,
+        placement: global___Placement.ValueType = ...,
+        data_class: builtins.str = ...,
+        priority: builtins.int = ...,
+        on_miss: global___OnMiss.ValueType = ...,
+        budget: tidegate.common.v1.common_pb2.Budget | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "data_class", b"data_class", "inputs", b"inputs", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "request_id", b"request_id"]) -> None: ...
+
+global___EmbedRequest = EmbedRequest
+
+@typing.final
+class Embedding(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: builtins.int
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        values: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["values", b"values"]) -> None: ...
+
+global___Embedding = Embedding
+
+@typing.final
+class EmbedResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
+    ROUTE_FIELD_NUMBER: builtins.int
+    @property
+    def embeddings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Embedding]:
+        """In the order of the inputs."""
+
+    @property
+    def usage(self) -> tidegate.common.v1.common_pb2.Usage: ...
+    @property
+    def route(self) -> global___Route: ...
+    def __init__(
+        self,
+        *,
+        embeddings: collections.abc.Iterable[global___Embedding] | None = ...,
+        usage: tidegate.common.v1.common_pb2.Usage | None = ...,
+        route: global___Route | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["route", b"route", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "route", b"route", "usage", b"usage"]) -> None: ...
+
+global___EmbedResponse = EmbedResponse

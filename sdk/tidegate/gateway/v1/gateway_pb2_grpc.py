@@ -74,6 +74,11 @@ class GatewayServiceStub(object):
                 request_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackRequest.SerializeToString,
                 response_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/tidegate.gateway.v1.GatewayService/Embed',
+                request_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer(object):
@@ -140,6 +145,13 @@ class GatewayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """One vector of length 1 for each text. Errors as for Generate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +194,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Feedback,
                     request_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackRequest.FromString,
                     response_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.EmbedRequest.FromString,
+                    response_serializer=tidegate_dot_gateway_dot_v1_dot_gateway__pb2.EmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -400,6 +417,33 @@ class GatewayService(object):
             '/tidegate.gateway.v1.GatewayService/Feedback',
             tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackRequest.SerializeToString,
             tidegate_dot_gateway_dot_v1_dot_gateway__pb2.FeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.gateway.v1.GatewayService/Embed',
+            tidegate_dot_gateway_dot_v1_dot_gateway__pb2.EmbedRequest.SerializeToString,
+            tidegate_dot_gateway_dot_v1_dot_gateway__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

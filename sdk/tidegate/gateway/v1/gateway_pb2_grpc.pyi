@@ -74,6 +74,12 @@ class GatewayServiceStub:
     outcomes. A later verdict on the same request replaces an earlier one.
     """
 
+    Embed: grpc.UnaryUnaryMultiCallable[
+        tidegate.gateway.v1.gateway_pb2.EmbedRequest,
+        tidegate.gateway.v1.gateway_pb2.EmbedResponse,
+    ]
+    """One vector of length 1 for each text. Errors as for Generate."""
+
 class GatewayServiceAsyncStub:
     Generate: grpc.aio.UnaryStreamMultiCallable[
         tidegate.gateway.v1.gateway_pb2.GenerateRequest,
@@ -129,6 +135,12 @@ class GatewayServiceAsyncStub:
     """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
     outcomes. A later verdict on the same request replaces an earlier one.
     """
+
+    Embed: grpc.aio.UnaryUnaryMultiCallable[
+        tidegate.gateway.v1.gateway_pb2.EmbedRequest,
+        tidegate.gateway.v1.gateway_pb2.EmbedResponse,
+    ]
+    """One vector of length 1 for each text. Errors as for Generate."""
 
 class GatewayServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -201,5 +213,13 @@ class GatewayServiceServicer(metaclass=abc.ABCMeta):
         """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
         outcomes. A later verdict on the same request replaces an earlier one.
         """
+
+    @abc.abstractmethod
+    def Embed(
+        self,
+        request: tidegate.gateway.v1.gateway_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[tidegate.gateway.v1.gateway_pb2.EmbedResponse, collections.abc.Awaitable[tidegate.gateway.v1.gateway_pb2.EmbedResponse]]:
+        """One vector of length 1 for each text. Errors as for Generate."""
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

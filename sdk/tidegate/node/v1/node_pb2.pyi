@@ -80,6 +80,8 @@ class _InputKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     """Canonical message bytes (see docs/protocol.md), rendered with the variant's template."""
     INPUT_KIND_TEXT: _InputKind.ValueType  # 2
     """UTF-8 text taken as it is."""
+    INPUT_KIND_EMBED: _InputKind.ValueType  # 3
+    """A JSON array of texts to embed. Output indices count these texts."""
 
 class InputKind(_InputKind, metaclass=_InputKindEnumTypeWrapper):
     """--- Data: gateway to node ---"""
@@ -89,6 +91,8 @@ INPUT_KIND_CHAT: InputKind.ValueType  # 1
 """Canonical message bytes (see docs/protocol.md), rendered with the variant's template."""
 INPUT_KIND_TEXT: InputKind.ValueType  # 2
 """UTF-8 text taken as it is."""
+INPUT_KIND_EMBED: InputKind.ValueType  # 3
+"""A JSON array of texts to embed. Output indices count these texts."""
 global___InputKind = InputKind
 
 @typing.final
@@ -595,10 +599,13 @@ class SequenceOutput(google.protobuf.message.Message):
     UNIT_FIELD_NUMBER: builtins.int
     FIRST_TOKEN_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
+    VECTORS_FIELD_NUMBER: builtins.int
     first_index: builtins.int
     count: builtins.int
     text: builtins.str
     unit: tidegate.common.v1.common_pb2.Unit.ValueType
+    vectors: builtins.bytes
+    """Of INPUT_KIND_EMBED: `count` vectors of equal size, 32-bit floats, little-endian."""
     @property
     def key(self) -> global___AttemptKey: ...
     @property
@@ -618,9 +625,10 @@ class SequenceOutput(google.protobuf.message.Message):
         unit: tidegate.common.v1.common_pb2.Unit.ValueType = ...,
         first_token: global___FirstToken | None = ...,
         finish: global___Finish | None = ...,
+        vectors: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["finish", b"finish", "first_token", b"first_token", "key", b"key"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["count", b"count", "finish", b"finish", "first_index", b"first_index", "first_token", b"first_token", "key", b"key", "text", b"text", "token_ids", b"token_ids", "unit", b"unit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "finish", b"finish", "first_index", b"first_index", "first_token", b"first_token", "key", b"key", "text", b"text", "token_ids", b"token_ids", "unit", b"unit", "vectors", b"vectors"]) -> None: ...
 
 global___SequenceOutput = SequenceOutput
 

@@ -66,7 +66,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Output tokens [first_index, first_index + count); `text` may be empty while text is held back."""
+    """Output tokens [first_index, first_index + count); `text` may be empty while text is held back.
+
+    `vectors` are those of a request with `embed`, packed (see tidegate.routing.embedding).
+    """
 
     attempt_no: int
     first_index: int
@@ -74,6 +77,7 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...] = ()
     unit: Unit = Unit.TOKEN
+    vectors: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class OnMiss(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One request at a front door. Exactly one of `messages` and `prompt` is set.
+    """One request at a front door. Exactly one of `messages`, `prompt` and `embed` (texts to embed) is set.
 
     `remaining_ms` is the hard deadline as time left; None has none. `min_p_good` None takes the
     operator's level, `data_class` "" the key's floor, `max_tokens` 0 the operator's default. `adapter` names
@@ -49,6 +49,7 @@ class GenerateRequest:
     explain: bool = False
     remaining_ms: float | None = None
     adapter: str = ""
+    embed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ class RouteQuery:
     """Everything one decision needs besides the snapshot. Times are milliseconds.
 
     `model` is resolved: a model name, or "auto" for any. `excluded` are nodes already tried.
-    `target_share` and `min_p_good` are filled in with the operator's levels.
+    `target_share` and `min_p_good` are filled in with the operator's levels. `fit_tokens` is what the context
+    must hold where that is not prompt and answer together.
     """
 
     model: str
@@ -100,3 +102,4 @@ class RouteQuery:
     priority: int = 0
     elapsed_ms: float = field(default=0.0)
     tenant: str = "default"
+    fit_tokens: int | None = None

@@ -37,13 +37,15 @@ class Cause(StrEnum):
 class InputKind(StrEnum):
     CHAT = "chat"
     TEXT = "text"
+    EMBED = "embed"
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One attempt as a node receives it. Durations are milliseconds left when it was sent.
 
-    `input` holds canonical message bytes for CHAT (see tidegate.routing.prefix) or UTF-8 text for TEXT.
+    `input` holds canonical message bytes for CHAT (see tidegate.routing.prefix), UTF-8 text for TEXT, or
+    texts for EMBED (see tidegate.routing.embedding), whose outputs count inputs.
     `credits` is how many chunks the node may send before it is granted more. `adapter` names the LoRA adapter
     to compute with, "" none.
     """
@@ -98,7 +100,10 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """What one engine step gave one sequence: tokens [first_index, first_index + count)."""
+    """What one engine step gave one sequence: tokens [first_index, first_index + count).
+
+    `vectors` are those of EMBED, packed.
+    """
 
     key: AttemptKey
     first_index: int
@@ -108,6 +113,7 @@ class SequenceOutput:
     unit: Unit = Unit.TOKEN
     first_token: FirstToken | None = None
     finish: Finish | None = None
+    vectors: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import pytest
 from node_helpers import DIGEST, SETTINGS, Node
 
 from serving.engines.oracle import OracleSettings, oracle_text
+from serving.engines.oracle_embedding import oracle_vector
 from serving.node import LocalBackend
 from serving.openai_api.backend import GenerateBackend
 from tidegate.routing.domain import (
@@ -27,6 +28,7 @@ from tidegate.routing.domain import (
     Tier,
     Work,
 )
+from tidegate.routing.embedding import Collector
 from tidegate.routing.prefix import canonical_bytes
 
 pytestmark = pytest.mark.looptime
@@ -306,3 +308,18 @@ async def test_an_adapter_that_is_not_here_is_not_found() -> None:
     async with Local() as local:
         error = await local.error(replace(REQUEST, adapter="red"))
         assert (error.code, error.reason) == (Code.NOT_FOUND, "ADAPTER_NOT_FOUND")
+
+
+async def test_texts_are_embedded_here() -> None:
+    texts = ("a tide", "a gate")
+    async with Local() as local:
+        events = await local.all(GenerateRequest("r1", embed=texts))
+    collector = Collector()
+    (found,) = [done for event in events if (done := collector.take(event)) is not None]
+    assert list(found.vectors) == [pytest.approx(oracle_vector(DIGEST, text), abs=1e-6) for text in texts]
+
+
+async def test_a_node_that_does_not_embed_says_so() -> None:
+    async with Local(replace(SETTINGS, capabilities=frozenset())) as local:
+        error = await local.error(GenerateRequest("r1", embed=("x",)))
+        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "NO_EMBEDDINGS")

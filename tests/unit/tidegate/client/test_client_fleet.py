@@ -90,3 +90,14 @@ async def test_the_fake_answers_reserved_calls_and_bad_requests(gateway: FakeGat
             await stream.read()  # type: ignore[attr-defined]
         assert caught.value.code() is expected
     await channel.close(None)
+
+
+async def test_texts_are_embedded_in_order(gateway: FakeGateway, client: tidegate.Client) -> None:
+    found = await client.embed(["tide", "gates"], model="m", data_class="restricted", placement="edge")
+    assert found == tidegate.Embedded(((4.0, 0.0), (5.0, 1.0)), tidegate.Usage(9))
+    (asked,) = gateway.requests
+    assert (asked.embed, asked.model, asked.data_class) == (("tide", "gates"), "m", "restricted")
+    for texts in ([], ["a"] * 129, ["a", ""], "tide"):
+        with pytest.raises(tidegate.InvalidRequest):
+            await client.embed(texts)
+    assert len(gateway.requests) == 1

@@ -50,6 +50,10 @@ def test_stream_and_completion(server: FakeGateway, sync_client: tidegate.SyncCl
     assert next(stream, None) is None
 
 
+def test_texts_are_embedded(sync_client: tidegate.SyncClient) -> None:
+    assert sync_client.embed(["tide"]) == tidegate.Embedded(((4.0, 0.0),), tidegate.Usage(4))
+
+
 def test_lists_and_explanations(server: FakeGateway, sync_client: tidegate.SyncClient) -> None:
     assert sync_client.nodes() == ()
     assert sync_client.models() == ()

@@ -60,6 +60,7 @@ outputs = st.builds(
     st.sampled_from(Unit),
     st.none() | st.builds(FirstToken, times, times, counts, counts, counts),
     st.none() | finishes,
+    vectors=st.binary(max_size=16),
 )
 samplings = st.builds(
     Sampling,
