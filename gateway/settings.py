@@ -140,6 +140,19 @@ class QualitySettings(Section):
     )
 
 
+class ModelRule(Section):
+    """One name that clients may ask for, and the models behind it."""
+
+    name: str = Field(min_length=1, description="Name that clients ask for")
+    targets: tuple[str, ...] = Field(
+        min_length=1, description="Models behind it, in order: the next serves where one before cannot"
+    )
+    canary: str = Field(default="", description="Model that gets a share of the sessions instead")
+    canary_share: float = Field(default=0.0, ge=0, le=1, description="That share")
+    shadow: str = Field(default="", description="Model that gets copies, whose answers are thrown away")
+    shadow_share: float = Field(default=0.0, ge=0, le=1, description="Share of the requests copied")
+
+
 class LimitSettings(Section):
     in_flight: int = Field(default=1000, gt=0, description="Requests served at once; more are refused")
     in_flight_mbytes: int = Field(
@@ -207,6 +220,7 @@ class GatewaySettings(ProgramSettings):
     )
     routing: RoutingSettings = Field(default=RoutingSettings(), description="How nodes are chosen")
     quality: QualitySettings = Field(default=QualitySettings(), description="How good answers are")
+    models: tuple[ModelRule, ...] = Field(default=(), description="Names of models that clients may ask for")
     limits: LimitSettings = Field(default=LimitSettings(), description="Bounds")
     queue: QueueSettings = Field(default=QueueSettings(), description="Waiting for room on a node")
     log: LogSettings = Field(default=LogSettings(), description="What is logged to stderr")
@@ -223,6 +237,13 @@ class GatewaySettings(ProgramSettings):
         for client in self.clients:
             if client.data_class and client.data_class not in classes:
                 raise ValueError(f"clients: {client.name} names the unknown data class {client.data_class!r}")
+        models = [m.name for m in self.models]
+        if len(set(models)) != len(models):
+            raise ValueError("models: a name is listed twice")
+        for model in self.models:
+            behind = {*model.targets, model.canary, model.shadow} & set(models) - {model.name}
+            if behind:
+                raise ValueError(f"models: {model.name} stands for another name, {min(behind)!r}")
         if self.routing.max_tokens > self.routing.max_tokens_limit:
             raise ValueError("routing: max_tokens is above max_tokens_limit")
         return self

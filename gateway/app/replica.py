@@ -101,7 +101,11 @@ class GatewayApp:
         )
         self.dispatcher = self._dispatcher(secret)
         servicer = GatewayServicer(
-            self.dispatcher, self.fleet, self.clients, write_stall_s=settings.limits.write_stall_s
+            self.dispatcher,
+            self.fleet,
+            self.clients,
+            names=wiring.model_names(settings),
+            write_stall_s=settings.limits.write_stall_s,
         )
         self._client_server = ClientServer(servicer, self.metrics)
         self._link_server = LinkServer(self.links)
@@ -168,7 +172,7 @@ class GatewayApp:
         s = self.settings
         options = FrontOptions(write_stall_s=s.limits.write_stall_s, shutdown_s=HTTP_SHUTDOWN_S)
         app = build_app(
-            backend=DispatchBackend(self.dispatcher, self.fleet, self.clients),
+            backend=DispatchBackend(self.dispatcher, self.fleet, self.clients, wiring.model_names(s)),
             fleet=self.fleet,
             metrics=self.metrics,
             clients=self.clients,
@@ -209,6 +213,7 @@ class GatewayApp:
         self._admission.draining = True
         await self._client_server.drain()
         await self._admission.drain(self.settings.limits.drain_s)
+        await self.dispatcher.close()
         await self.links.close_all()
         if self._runner is not None:
             await self._runner.cleanup()

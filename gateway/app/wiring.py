@@ -23,6 +23,7 @@ from serving.startup import ProgramArgs, check_exposure
 from serving.tls import server_ssl_context
 from tidegate.routing.admission import AdmissionLimits
 from tidegate.routing.domain import Binding, ClassRule, Tier
+from tidegate.routing.naming import ModelName, ModelNames, Portion
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,23 @@ def levels(settings: GatewaySettings) -> Levels:
         target_share=routing.target_share,
         max_tokens=routing.max_tokens,
         max_tokens_limit=routing.max_tokens_limit,
-        aliases=routing.aliases,
+        names=model_names(settings),
+    )
+
+
+def model_names(settings: GatewaySettings) -> ModelNames:
+    """The operator's names of models."""
+    return ModelNames(
+        (
+            ModelName(
+                m.name,
+                m.targets,
+                Portion(m.canary, m.canary_share) if m.canary else None,
+                Portion(m.shadow, m.shadow_share) if m.shadow else None,
+            )
+            for m in settings.models
+        ),
+        settings.routing.aliases,
     )
 
 

@@ -19,6 +19,7 @@ from gateway.dispatch.line import Line, Turn
 from gateway.dispatch.outcomes import Outcomes
 from gateway.dispatch.resume import ResumeTokens
 from gateway.dispatch.run import RequestRun, budget_outcome, usage_of
+from gateway.dispatch.shadow import Shadows
 from gateway.state import Fleet, Sessions
 from gateway.telemetry import Metrics, RequestLog
 from tidegate.routing import explain
@@ -32,6 +33,7 @@ from tidegate.routing.domain import (
     GenerateRequest,
     InputKind,
     Restarted,
+    RouteQuery,
     SequenceOutput,
     ServeError,
     SessionHint,
@@ -41,6 +43,7 @@ from tidegate.routing.domain import (
 from tidegate.routing.exploring import explored
 from tidegate.routing.herding import most_ahead
 from tidegate.routing.latency import LatencyModel
+from tidegate.routing.naming import first_that_serves
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
 from tidegate.routing.quality import QualityModel, RankedQuality
@@ -117,12 +120,17 @@ class Dispatcher:
         self._resume_tokens = resume_tokens
         self._outcomes = outcomes or Outcomes()
         self._quality_of = quality_of
+        self._shadows = Shadows(self._route_query, self._attempt, self._audit, facts, metrics, log, clock)
 
     def explain(self, request: GenerateRequest, client: Client) -> Decision:
         """The decision for this request now, and nothing else. Raises ServeError for bad input."""
         started_s = self._clock()
         result = self._route(self._intake.begin(request, client), frozenset())
         return Decision(result, (self._clock() - started_s) * 1000)
+
+    async def close(self) -> None:
+        """Ends what runs beside the requests."""
+        await self._shadows.close()
 
     def feedback(self, request_id: str, client: Client, *, worse: bool) -> None:
         """Keeps a verdict on an answer. Raises ServeError where no outcomes are kept."""
@@ -205,6 +213,7 @@ class Dispatcher:
                 finished = self._finished(run, choice, attempt.outcome)
                 usage = finished.usage
                 self._line.finished(turn, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens)
+                self._shadows.start(run)
                 yield finished
                 return
             failed = self._failed(run, choice, attempt.outcome.result)
@@ -241,6 +250,11 @@ class Dispatcher:
 
     def _route(self, run: RequestRun, tried: frozenset[str]) -> Plan | Refusal:
         query = replace(run.query, excluded=tried, elapsed_ms=(self._clock() - run.arrived_s) * 1000)
+        if len(run.resolved.targets) == 1:
+            return self._route_query(query)
+        return first_that_serves(run.resolved, query, self._route_query)
+
+    def _route_query(self, query: RouteQuery) -> Plan | Refusal:
         snapshot = self._fleet.snapshot()
         return self._policy.route(snapshot, query, self._model, self._rng, self._quality_of(snapshot))
 

@@ -66,11 +66,12 @@ class Intake:
             request.data_class, client.class_floor, self._sessions.data_class(session) if session else ""
         )
         engine_input = _engine_input(request)
-        model = levels.aliases.get(request.model, request.model) or "auto"
+        resolved = levels.names.resolve(request.model, session or request.request_id)
         share = request.budget.target_share
         analysis, fit_tokens = self._analyze(request)
         query = RouteQuery(
-            model=model,
+            model=resolved.targets[0],
+            named=resolved.told(0),
             analysis=analysis,
             max_tokens=1 if request.embed else max_tokens,
             fit_tokens=fit_tokens,
@@ -94,6 +95,7 @@ class Intake:
             session=session,
             arrived_s=now_s,
             deadline_s=None if request.remaining_ms is None else now_s + request.remaining_ms / 1000,
+            resolved=resolved,
             row=RequestRow(request.request_id, client.tenant, request.model, data_class),
         )
 

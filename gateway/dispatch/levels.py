@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tidegate.routing.domain import ClassRule, Code, ServeError
+from tidegate.routing.naming import ModelNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Levels:
     target_share: float = 0.5
     max_tokens: int = 256
     max_tokens_limit: int = 8192
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    names: ModelNames = field(default_factory=ModelNames)
 
 
 class DataClasses:

@@ -8,13 +8,15 @@ from gateway.dispatch.attempt import AttemptOutcome
 from gateway.dispatch.caller import Client
 from gateway.telemetry import RequestRow
 from tidegate.routing.domain import Budget, BudgetOutcome, GenerateRequest, RouteQuery, Timings, Usage
+from tidegate.routing.naming import Resolved
 
 
 @dataclass(slots=True)
 class RequestRun:
     """`arrived_s` and `deadline_s` are readings of the dispatcher's clock.
 
-    `input` is what the engine reads. `work_id` names the request on nodes; its attempts share it.
+    `input` is what the engine reads, `resolved` what the model's name stands for.
+    `work_id` names the request on nodes; its attempts share it.
     `suspicions` counts attempts that may have failed because of the request itself.
     """
 
@@ -27,6 +29,7 @@ class RequestRun:
     arrived_s: float
     deadline_s: float | None
     row: RequestRow
+    resolved: Resolved = Resolved(("auto",))
     work_id: str = ""
     first_token_s: float | None = None
     tokens: int = 0

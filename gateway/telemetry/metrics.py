@@ -72,6 +72,9 @@ class Metrics:
         self.shed = Counter(
             "tidegate_shed_total", "Requests refused because of load before any work", ["reason"], registry=r
         )
+        self.shadows = Counter(
+            "tidegate_shadows_total", "Copies to shadow models by how they ended", ["outcome"], registry=r
+        )
         self.nodes = Gauge("tidegate_nodes", "Linked nodes by health", ["tier", "health"], registry=r)
         self.store_up = Gauge("tidegate_store_up", "1 when the shared store answers", registry=r)
         self.link_events = Counter("tidegate_link_events_total", "Link life", ["event"], registry=r)

@@ -18,6 +18,7 @@ from tidegate.gateway.v1 import gateway_pb2_grpc
 from tidegate.routing import explain
 from tidegate.routing.domain import Accepted, Code, GenerateRequest, Restarted, ServeError
 from tidegate.routing.embedding import Collector
+from tidegate.routing.naming import ModelNames
 from tidegate.routing.plan import Refusal
 from tidegate.wire import codec, fleet
 from tidegate.wire.embedding import decode_embed_request, encode_embedded
@@ -41,12 +42,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         state: Fleet,
         clients: ClientDirectory,
         *,
+        names: ModelNames | None = None,
         write_stall_s: float = WRITE_STALL_S,
         watch_interval_s: float = WATCH_INTERVAL_S,
     ) -> None:
         self._dispatcher = dispatcher
         self._fleet = state
         self._clients = clients
+        self._names = names
         self._write_stall_s = write_stall_s
         self._watch_interval_s = watch_interval_s
 
@@ -104,7 +107,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         client = self._authenticate(context)
-        models = models_of(self._fleet.snapshot(), client.tenant)
+        models = models_of(self._fleet.snapshot(), client.tenant, self._names)
         return pb.ListModelsResponse(models=[fleet.encode_model(m) for m in models])
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:

@@ -18,6 +18,7 @@ from gateway.transport.http_feedback import add_feedback
 from serving.openai_api import FrontOptions, ModelCard, build_routes, local_guard
 from serving.startup import is_loopback
 from tidegate.routing.domain import GenerateEvent, GenerateRequest, Health
+from tidegate.routing.naming import ModelNames
 from tidegate.wire.validate import check_request
 
 # Leaves room in the 128 characters of a request id for a number.
@@ -27,10 +28,17 @@ MAX_LABEL = 100
 class DispatchBackend:
     """Implements GenerateBackend over the dispatcher. `request.tenant` is the name of the caller's key."""
 
-    def __init__(self, dispatcher: Dispatcher, fleet: Fleet, clients: ClientDirectory) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        fleet: Fleet,
+        clients: ClientDirectory,
+        names: ModelNames | None = None,
+    ) -> None:
         self.dispatcher = dispatcher
         self._fleet = fleet
         self._clients = clients
+        self._names = names
         self._numbers = itertools.count(1)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
@@ -45,8 +53,9 @@ class DispatchBackend:
     def models(self, tenant: str) -> Sequence[ModelCard]:
         cards = [ModelCard("auto")]
         # As in generate(), the name of the caller's key.
-        for model in models_of(self._fleet.snapshot(), self._clients.client(tenant).tenant):
-            context = max(v.context_tokens for v in model.variants)
+        caller = self._clients.client(tenant)
+        for model in models_of(self._fleet.snapshot(), caller.tenant, self._names):
+            context = max((v.context_tokens for v in model.variants), default=0)
             cards.append(ModelCard(model.name, model.aliases, context))
         return cards
 

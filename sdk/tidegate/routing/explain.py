@@ -38,9 +38,10 @@ _REFUSAL_WORDS = {
 def why(plan: Plan, index: int = 0) -> str:
     """One sentence on why this choice stands where it does."""
     choice = plan.choices[index]
+    named = f", as {plan.query.named}" if plan.query.named else ""
     if index:
-        return f"fallback {index}: {_scores(choice, plan)}"
-    return f"{_lead(plan)}: {_scores(choice, plan)}"
+        return f"fallback {index}{named}: {_scores(choice, plan)}"
+    return f"{_lead(plan)}{named}: {_scores(choice, plan)}"
 
 
 def explanation(plan: Plan, decision_ms: float = 0.0) -> Explanation:

@@ -82,9 +82,9 @@ class ClassRule:
 class RouteQuery:
     """Everything one decision needs besides the snapshot. Times are milliseconds.
 
-    `model` is resolved: a model name, or "auto" for any. `excluded` are nodes already tried.
-    `target_share` and `min_p_good` are filled in with the operator's levels. `fit_tokens` is what the context
-    must hold where that is not prompt and answer together.
+    `model` is resolved: a model name, or "auto" for any; `named` says for people what it was resolved from.
+    `excluded` are nodes already tried. `target_share` and `min_p_good` are filled in with the operator's
+    levels. `fit_tokens` is what the context must hold where that is not prompt and answer together.
     """
 
     model: str
@@ -103,3 +103,4 @@ class RouteQuery:
     elapsed_ms: float = field(default=0.0)
     tenant: str = "default"
     fit_tokens: int | None = None
+    named: str = ""

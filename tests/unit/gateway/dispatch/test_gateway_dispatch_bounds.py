@@ -22,6 +22,7 @@ from tidegate.routing.domain import (
     GenerateRequest,
     ServeError,
 )
+from tidegate.routing.naming import ModelNames
 
 pytestmark = pytest.mark.looptime
 
@@ -203,7 +204,10 @@ def test_what_the_gateway_lets_through_a_link_can_carry() -> None:
 
 
 async def test_levels_fill_in_what_a_request_leaves_open() -> None:
-    rig = Rig(levels=Levels(max_tokens=77, aliases={"small": "tide-1b"}), n1=[answer(1), answer(1)])
+    rig = Rig(
+        levels=Levels(max_tokens=77, names=ModelNames(aliases={"small": "tide-1b"})),
+        n1=[answer(1), answer(1)],
+    )
     await rig.run(ask("a", max_tokens=0, model="small"))
     assert rig.nodes.works[0][1].max_tokens == 77
     await rig.run(ask("b", model="tide"))  # the node's own alias
