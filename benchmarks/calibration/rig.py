@@ -41,7 +41,8 @@ class Rig:
 
     async def __aenter__(self) -> Rig:
         engine = f'[engine]\nkind = "llama_cpp"\nmodel = "{self._model}"\nslots = 4\nqueue_limit = 64\n'
-        await self._programs.start_gateway()
+        # What is predicted is the queue of the node, so nothing waits in the gateway.
+        await self._programs.start_gateway("[queue]\nrequests = 0\n")
         child = await self._programs.start_edge("calibration-edge", engine)
         await self._programs.wait_nodes(1)
         self._engine = psutil.Process(child.pid).children(recursive=True)

@@ -31,6 +31,7 @@ class Lengths:
     def __init__(self) -> None:
         self.ended: dict[tuple[str, int], tuple[float, float]] = {}
         self.ratios: dict[str, float] = {}
+        self._prompts: dict[str, int] = {}
 
     def expect(self, model: str, prompt_tokens: int, max_tokens: int) -> float:
         """E[min(length, max_tokens)], at least 1."""
@@ -51,5 +52,6 @@ class Lengths:
 
     def prompted(self, model: str, estimated: int, actual: int) -> None:
         ratio = min(max(actual / max(estimated, 1), 1.0 / _MAX_RATIO), _MAX_RATIO)
-        old = self.ratios.get(model, 1.0)
-        self.ratios[model] = old + _RATIO_WEIGHT * (ratio - old)
+        old, seen = self.ratios.get(model, 1.0), self._prompts.get(model, 0) + 1
+        self._prompts[model] = seen
+        self.ratios[model] = old + max(_RATIO_WEIGHT, 1.0 / (seen + 1)) * (ratio - old)
