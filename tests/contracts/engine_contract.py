@@ -273,7 +273,8 @@ class EngineContract:
         vectors = [v for o in rec.outputs[work.key] if o.count for v in unpack_vectors(o.vectors, o.count)]
         assert len(vectors) == len(texts)
         assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1.0] * 3, abs=1e-4)
-        assert math.dist(vectors[0], vectors[2]) < 0.01 < math.dist(vectors[0], vectors[1])
+        # Rounding depends on the texts beside it: 0.05 is a cosine of 0.999.
+        assert math.dist(vectors[0], vectors[2]) < 0.05 < math.dist(vectors[0], vectors[1])
         empty = replace(work, key=AttemptKey("contract-no-texts", 1), input=b"{}")
         with pytest.raises(EngineRefused) as refused:
             rec.engine.submit(empty)
