@@ -90,7 +90,11 @@ _WORD_BYTES = b"abcdefghijklmnopqrstuvwxyz_" + _DIGITS
 _ASCII_WORDS = bytes(
     code if code in _WORD_BYTES else code + 32 if code in _CAPITALS else 32 for code in range(256)
 )
-_TYPOGRAPHIC = "\u2019\u2018\u201c\u201d\u2013\u2014\u2026\u2022\u00a0"
+# No part of a word; the most frequent first.
+_MARKS = (
+    "\u00a0\u2019\u2026\u00b0\u2014\u2013\u2283\u2212\u2022\u201c\u201d\u2228\u00d7\u2192\u2200\u2261\u2203"
+    "\u2018\u201a\u2190\u2032\u00b7\u2264\u2265\u00b1\u2227"
+)
 _NUMBERS = bytes(code if code in _DIGITS + b".," else 32 for code in range(256))
 _NON_ASCII_BYTES = bytes(range(0x80, 0x100))
 
@@ -104,9 +108,10 @@ def capped(text: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """Lower-cased words of a capped text: the first and last 256."""
-    if not text.isascii():
-        for mark in _TYPOGRAPHIC:
-            text = text.replace(mark, " ")
+    for mark in _MARKS:
+        if text.isascii():
+            break
+        text = text.replace(mark, " ")
     # The same words either way; most prompts are ASCII but for marks, and a table is faster than the pattern.
     if text.isascii():
         words = text.encode("ascii").translate(_ASCII_WORDS).decode("ascii").split()
