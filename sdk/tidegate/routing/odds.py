@@ -86,26 +86,23 @@ class SampledTtft:
 
 
 class _Part:
-    """One of the three parts of the samples: which of them keep to a ratio, as bits."""
+    """One of the three parts of the samples: `masks[i]` are those with the i smallest ratios, as bits."""
 
-    __slots__ = ("_masks", "_ratios", "_stretch", "p95")
+    __slots__ = ("masks", "p95", "ratios", "stretch")
 
     def __init__(self, ratios: Sequence[float], stretch: float) -> None:
         order = sorted(range(len(ratios)), key=ratios.__getitem__)
-        self._ratios = [ratios[i] for i in order]
-        self._stretch = stretch
-        self.p95 = quantile(self._ratios, 0.95) * stretch
+        self.ratios = [ratios[i] for i in order]
+        self.stretch = stretch
+        self.p95 = quantile(self.ratios, 0.95) * stretch
         masks = [0]
         for i in order:
             masks.append(masks[-1] | 1 << i)
-        self._masks = masks
-
-    def keeping(self, ratio: float) -> int:
-        return self._masks[bisect_right(self._ratios, ratio / self._stretch)]
+        self.masks = masks
 
     def beyond(self, ratio: float) -> float:
         """How likely the tail behind the last sample still misses, in (0, 1]; `ratio` is beyond it."""
-        return math.pow(self._ratios[-1] * self._stretch / ratio, TAIL_POWER)
+        return math.pow(self.ratios[-1] * self.stretch / ratio, TAIL_POWER)
 
 
 class SampledJoint:
@@ -126,11 +123,14 @@ class SampledJoint:
     def within(self, ttft: float | None, tpot: float | None, total: float | None) -> float:
         keeping, size = self._all, self._size + 1
         if ttft is not None:
-            keeping = self._ttft.keeping(ttft)
+            part = self._ttft
+            keeping = part.masks[bisect_right(part.ratios, ttft / part.stretch)]
         if tpot is not None:
-            keeping &= self._tpot.keeping(tpot)
+            part = self._tpot
+            keeping &= part.masks[bisect_right(part.ratios, tpot / part.stretch)]
         if total is not None:
-            keeping &= self._total.keeping(total)
+            part = self._total
+            keeping &= part.masks[bisect_right(part.ratios, total / part.stretch)]
         if keeping == self._all:
             return 1.0 - self._beyond(ttft, tpot, total) / size
         if keeping:
