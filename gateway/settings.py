@@ -107,6 +107,9 @@ class RoutingSettings(Section):
     )
     max_tokens: int = Field(default=256, gt=0, description="Answer length in tokens where unset")
     max_tokens_limit: int = Field(default=8192, gt=0, description="Longest answer allowed, in tokens")
+    decision_log_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of decisions logged with all their candidates"
+    )
     aliases: dict[str, str] = Field(default={}, description="Model aliases of the operator: alias -> model")
     explored_share: float = Field(
         default=0.01,

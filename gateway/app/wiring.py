@@ -143,6 +143,7 @@ def dispatch_options(settings: GatewaySettings) -> DispatchOptions:
         max_attempts=limits.max_attempts,
         explored_share=settings.routing.explored_share,
         credits=limits.credits,
+        log_share=settings.routing.decision_log_share,
         stall=StallLimits(first_s=limits.first_token_stall_s, between_s=limits.token_stall_s),
     )
 

@@ -55,12 +55,14 @@ SENDING_S = 0.0005
 @dataclass(frozen=True, slots=True)
 class DispatchOptions:
     """`max_attempts` bounds tries per request; `credits` is how many chunks a node may send ahead;
-    `explored_share` of requests go to another node that would do as well.
+    `explored_share` of requests go to another node that would do as well, `log_share` of decisions
+    are logged.
     """
 
     max_attempts: int = 3
     explored_share: float = 0.01
     credits: int = 64
+    log_share: float = 0.0
     stall: StallLimits = field(default_factory=StallLimits)
 
 
@@ -187,7 +189,7 @@ class Dispatcher:
             attempt = self._attempt(run, plan)
             attempt.open()
             self._facts.began(choice, attempt)
-            self._note_route(run, choice, decision_ms)
+            self._note_route(run, plan, decision_ms)
             try:
                 opened = run.request.early_accept
                 if not opened:
@@ -269,12 +271,15 @@ class Dispatcher:
                 tier="" if choice is None else choice.node.binding.tier.value,
             )
 
-    def _note_route(self, run: RequestRun, choice: Choice, decision_ms: float) -> None:
-        row = run.row
+    def _note_route(self, run: RequestRun, plan: Plan, decision_ms: float) -> None:
+        row, choice = run.row, plan.first
         row.node, row.tier = choice.node.announcement.name, choice.node.binding.tier.value
         row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms
         row.predicted_ttft_p95_ms = choice.prediction.ttft_p95_ms
         row.at_risk = not choice.qualified
+        share = self._options.log_share
+        if share > 0.0 and self._rng() < share:
+            self._log.decision(run.request.request_id, explain.record(plan))
 
     def _attempt(self, run: RequestRun, plan: Plan) -> Attempt:
         choice = plan.first

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 _requests = logging.getLogger("gateway.requests")
+_decisions = logging.getLogger("gateway.decisions")
 _audit = logging.getLogger("gateway.audit")
 
 
@@ -40,6 +42,10 @@ class RequestLog:
     def write(self, row: RequestRow) -> None:
         fields = {k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(row).items()}
         _requests.info("request", extra=fields)
+
+    def decision(self, request_id: str, reasons: Mapping[str, object]) -> None:
+        """One of the sampled decisions, with its candidates."""
+        _decisions.info("decision", extra={"request_id": request_id, **reasons})
 
     def audit(
         self, *, request_id: str, tenant: str, data_class: str, decision: str, node: str, tier: str

@@ -168,3 +168,35 @@ def _limits(budget: Budget) -> str:
     if budget.total_ms is not None:
         parts.append(f"total {budget.total_ms:.0f} ms")
     return ", ".join(parts)
+
+
+def record(plan: Plan) -> dict[str, object]:
+    """The decision as plain data for a log: numbers and names, nothing of the prompt."""
+    query = plan.query
+    return {
+        "policy": plan.policy,
+        "pick": plan.pick.value,
+        "model": query.model,
+        "named": query.named,
+        "prompt_tokens": query.analysis.prompt_tokens,
+        "max_tokens": query.max_tokens,
+        "budget_ms": [query.budget.ttft_ms, query.budget.tpot_ms, query.budget.total_ms],
+        "target": query.target_share,
+        "elapsed_ms": round(query.elapsed_ms, 2),
+        "filtered": {str(name): count for name, count in plan.removed.items()},
+        "considered": plan.considered,
+        "candidates": [
+            {
+                "node": c.node.announcement.name,
+                "variant": c.variant.digest[:12],
+                "ttft_ms": round(c.prediction.ttft_ms, 2),
+                "queue_ms": round(c.prediction.queue_ms, 2),
+                "total_ms": round(c.prediction.total_ms, 2),
+                "cached_tokens": c.prediction.cached_tokens,
+                "p_meet": round(c.p_meet, 4),
+                "qualified": c.qualified,
+                "cost_per_mtoken": c.cost_per_mtoken,
+            }
+            for c in plan.choices
+        ],
+    }

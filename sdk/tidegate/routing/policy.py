@@ -215,7 +215,15 @@ def _among_near(
         near = [c for c in near if c.prediction.cached_tokens >= warmest - WARM_MIN_TOKENS]
         if len(near) == 1:
             return near[0], Pick.WARM
+    near = _roomy(near, query)
     return near[_weighted_index([_headroom(c) for c in near], rng())], Pick.NEAR_TIE
+
+
+def _roomy(near: list[Choice], query: RouteQuery) -> list[Choice]:
+    """A prompt goes where its prefix drives out no other one, if there is such a node."""
+    tokens = query.analysis.prompt_tokens + query.max_tokens
+    roomy = [c for c in near if c.node.load.free_cache_tokens >= tokens - c.prediction.cached_tokens]
+    return roomy or near
 
 
 def _headroom(choice: Choice) -> int:

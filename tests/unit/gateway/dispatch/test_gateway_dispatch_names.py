@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -92,3 +93,18 @@ async def test_names_are_listed_beside_models() -> None:
     assert {v.model for v in listed["both"].variants} == {"tide-1b", "tide-7b"}
     assert listed["both"].ready_nodes == 1
     assert [m.name for m in models_of(rig.fleet.snapshot(), "default")] == ["tide-1b", "tide-7b"]
+
+
+async def test_a_sampled_decision_is_logged_with_its_candidates_and_nothing_of_the_prompt(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = rig_with()
+    caplog.set_level("INFO", "gateway.decisions")
+    await rig.run(ask(model="one"))
+    assert not [r for r in caplog.records if r.name == "gateway.decisions"]  # the default: none
+    rig.dispatcher._options = replace(rig.dispatcher._options, log_share=0.5)
+    await rig.run(ask("r2", model="one"))
+    (line,) = [r.__dict__ for r in caplog.records if r.name == "gateway.decisions"]
+    assert (line["request_id"], line["named"], line["filtered"]) == ("r2", '"one"', {"model": 1})
+    assert [c["node"] for c in line["candidates"]] == ["name-n1"]
+    assert "tide?" not in json.dumps({k: str(v) for k, v in line.items()})

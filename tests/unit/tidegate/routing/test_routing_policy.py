@@ -334,3 +334,13 @@ def test_a_route_carries_what_was_predicted() -> None:
     assert (made.node_id, made.tier, made.variant_digest) == ("id-cloud-0", "cloud", LARGE.digest)
     assert made.predicted_ttft_ms == choice.prediction.ttft_ms
     assert (made.p_meet, made.p_good, made.why) == (choice.p_meet, choice.p_good, "because")
+
+
+def test_a_cold_prompt_goes_where_the_cache_loses_least() -> None:
+    """Alike but for the cache: 264 tokens fit beside what one of them holds."""
+    full = [node(f"full-{n}", load=NodeLoad(free_cache_tokens=100)) for n in range(5)]
+    roomy = node("roomy", load=NodeLoad(free_cache_tokens=4000))
+    snapshot = fleet(*full, roomy)
+    assert {first_name(plan_of(snapshot, query(), chance / 10)) for chance in range(10)} == {"roomy"}
+    none = {first_name(plan_of(fleet(*full), query(), chance / 10)) for chance in range(10)}
+    assert len(none) > 1  # the control: without such a node, by chance as ever
