@@ -55,7 +55,9 @@ class Report:
         if self.apgr_groups is not None:
             lines.append(f"APGR of unseen groups {self.apgr_groups:.3f} ({self.groups} groups)")
         if self.started_from_prior:
-            lines.append("started from the shipped prior")
+            lines.append(
+                "started from the shipped prior: too good where it has seen these prompts (PRIOR.md)"
+            )
         lines.append(f"calibration error {self.calibration_error:.3f}")
         return "\n".join(lines)
 
