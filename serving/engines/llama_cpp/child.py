@@ -23,6 +23,7 @@ from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
 from serving.engines.llama_cpp.parking import parking_budget
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, Frame, LoadState
+from serving.engines.llama_cpp.sandbox import seal
 from serving.engines.llama_cpp.selftest import measure
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
 
@@ -111,6 +112,7 @@ def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer, 
 def serve(sock: socket.socket, config: ChildConfig) -> None:
     """Loads, measures, and computes until the parent is gone. Raises NativeError, PromptError."""
     began = time.monotonic()
+    exposed = seal(memory_limit_bytes=config.memory_limit_bytes, gpu=config.n_gpu_layers != 0)
     start_backend(debug=config.debug)
     log = LoadLog(echo=config.debug)
     model = Model(config.model_path, n_gpu_layers=config.n_gpu_layers)
@@ -143,6 +145,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     ready: Frame = {
         "t": "ready",
         "build": build_id(),
+        "exposed": exposed,
         "template": source,
         "context_tokens": config.context_tokens,
         "repacked_bytes": log.repacked_bytes,

@@ -15,8 +15,9 @@ from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, read_entry
+from serving.engines.llama_cpp.crashes import Crashes
 from serving.engines.llama_cpp.embed_desk import EmbedDesk
-from serving.engines.llama_cpp.fit import check_model
+from serving.engines.llama_cpp.fit import check_model, memory_limit_bytes
 from serving.engines.llama_cpp.gguf_check import GgufHeader
 from serving.engines.llama_cpp.identity import adapter_identities, describe
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
@@ -35,6 +36,7 @@ from tidegate.routing.domain import (
     CacheDelta,
     Cause,
     Failure,
+    FinishReason,
     InputKind,
     Speeds,
     StepBatch,
@@ -42,7 +44,6 @@ from tidegate.routing.domain import (
 )
 
 _LOG = logging.getLogger(__name__)
-_FIRST_BACKOFF_S = 0.5
 _END_GRACE_S = 0.7
 # What a frame that is not as agreed raises when it is read.
 _MALFORMED = (ProtocolError, KeyError, IndexError, TypeError, ValueError)
@@ -60,7 +61,13 @@ class LlamaCppEngine:
         self._ready = False
         self._stopping = False
         self._hung = False
-        self._crashes_in_a_row = 0
+        self._quarantined = False
+        self._memory_limit_bytes = 0
+        self._crashes = Crashes(
+            longest_pause_s=settings.restart_backoff_max_s,
+            quarantine_after=settings.quarantine_after,
+            quarantine_s=settings.quarantine_s,
+        )
         self._last_progress = clock()
         self._digest = ""
         self._speeds = Speeds(0.0, ())
@@ -103,6 +110,7 @@ class LlamaCppEngine:
     async def _load_model(self) -> tuple[GgufHeader, CatalogEntry | None, ChildProcess, Frame]:
         path = self._settings.model_path
         header = await asyncio.to_thread(check_model, self._settings)
+        self._memory_limit_bytes = await asyncio.to_thread(memory_limit_bytes, self._settings)
         entry = await asyncio.to_thread(read_entry, path)
         self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
         return header, entry, *(await self._launch())
@@ -119,6 +127,10 @@ class LlamaCppEngine:
     def submit(self, work: Work) -> None:
         if self._stopping:
             raise EngineRefused(Failure(Cause.DRAINING, "the engine is stopping"))
+        if self._quarantined:
+            raise EngineRefused(
+                Failure(Cause.ENGINE_CRASHED, "the model is in quarantine: it crashes again and again")
+            )
         if work.variant_digest and work.variant_digest != self._digest:
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "another variant is loaded"))
         if work.adapter and all(adapter.name != work.adapter for adapter in self._settings.adapters):
@@ -213,6 +225,7 @@ class LlamaCppEngine:
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
         config = self._settings.child_config()
+        config = dataclasses.replace(config, memory_limit_bytes=self._memory_limit_bytes)
         if self._speeds.decode:
             known = (self._speeds.prefill_tokens_per_s, self._speeds.decode)
             config = dataclasses.replace(config, known_speeds=known)
@@ -262,6 +275,8 @@ class LlamaCppEngine:
             ready["load_ms"],
             ready["measure_ms"],
         )
+        if ready.get("exposed"):
+            _LOG.warning("the engine child can reach the network and start programs: %s", ready["exposed"])
         for entry in self._ledger:
             self._send(entry)
 
@@ -301,10 +316,13 @@ class LlamaCppEngine:
     async def _relaunch(self) -> ChildProcess:
         """Tries until a child is ready. The first try after progress is made at once."""
         while True:
-            self._crashes_in_a_row += 1
-            if self._crashes_in_a_row > 1:
-                pause = _FIRST_BACKOFF_S * 2.0 ** min(self._crashes_in_a_row - 2, 10)
-                await asyncio.sleep(min(pause, self._settings.restart_backoff_max_s))
+            pause_s, self._quarantined = self._crashes.ended()
+            if self._quarantined:
+                ends = f"the engine ended {self._crashes.without_answer} times without one answer"
+                _LOG.error("%s: the model rests for %.0f s, or until the node is restarted", ends, pause_s)
+                self._fail_all(Failure(Cause.ENGINE_CRASHED, f"{ends} and is in quarantine"))
+            await asyncio.sleep(pause_s)
+            self._quarantined = False
             try:
                 return (await self._launch())[0]
             except EngineUnavailable as error:
@@ -324,7 +342,7 @@ class LlamaCppEngine:
 
     def _take_step(self, frame: Frame) -> None:
         self._last_progress = self._clock()
-        self._crashes_in_a_row = 0
+        self._crashes.step()
         self._ledger.reported = LoadState(*frame["load"])
         for sid in frame["freed"]:
             self._ledger.freed(sid)
@@ -343,6 +361,8 @@ class LlamaCppEngine:
             entry.next_index = output.first_index + output.count
             if output.finish is not None:
                 self._ledger.ended(entry.sid)
+                if isinstance(output.finish.result, FinishReason):
+                    self._crashes.answer()
             outputs.append(output)
         self._outbox.put(outputs)
         self._note_idle()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.settings import LlamaCppSettings
-from serving.engines.llama_cpp.variants.plan import Load, model_bytes, require_fit
+from serving.engines.llama_cpp.variants.plan import Load, Shape, budget_of, model_bytes, require_fit
+
+# On top of what the plan expects: fragments, stacks, heaps per thread, and the plan's own error.
+_MARGIN_SHARE = 0.5
+_MARGIN_BYTES = 512 * 2**20
 
 
 def check_model(settings: LlamaCppSettings) -> GgufHeader:
@@ -14,6 +18,27 @@ def check_model(settings: LlamaCppSettings) -> GgufHeader:
     """
     contents = read_gguf(settings.model_path)
     if settings.fit_check and settings.n_gpu_layers == 0:
-        load = Load(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch)
-        require_fit(contents, model_bytes(settings.model_path), load)
+        require_fit(contents, model_bytes(settings.model_path), _load(settings))
     return contents.header
+
+
+def memory_limit_bytes(settings: LlamaCppSettings) -> int:
+    """What a child may write to, far above what it needs and far below what would starve the device.
+
+    Weights count in full, because llama.cpp may repack them into memory of its own; parked prefixes take as
+    much as the cache. 0 is no limit: as asked, or with a GPU, whose driver reserves what it never uses.
+    Blocks. Raises EngineUnavailable.
+    """
+    if settings.memory_limit_mib:
+        return max(0, settings.memory_limit_mib) * 2**20
+    if settings.n_gpu_layers != 0:
+        return 0
+    shape = Shape.of(read_gguf(settings.model_path), model_bytes(settings.model_path))
+    budget = budget_of(shape, _load(settings).within(shape), with_daemon=False)
+    adapters = sum(adapter.path.stat().st_size for adapter in settings.adapters if adapter.path.exists())
+    needed = budget.total + budget.slots * budget.cache_per_slot + adapters
+    return int(needed * (1.0 + _MARGIN_SHARE)) + _MARGIN_BYTES
+
+
+def _load(settings: LlamaCppSettings) -> Load:
+    return Load(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch)

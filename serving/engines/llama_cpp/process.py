@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -12,6 +13,9 @@ from dataclasses import asdict
 
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.protocol import ChildConfig, Frame
+from serving.engines.llama_cpp.scratch import Scratch
+
+_LOG = logging.getLogger(__name__)
 
 _MODULE = "serving.engines.llama_cpp.child"
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
@@ -43,11 +47,16 @@ class ChildProcess:
     """One child. Whoever spawns it must call `end`."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        scratch: Scratch | None = None,
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._scratch = scratch
 
     @property
     def pid(self) -> int:
@@ -56,7 +65,15 @@ class ChildProcess:
     @classmethod
     async def spawn(cls, config: ChildConfig, *, bounded_spin: bool) -> ChildProcess:
         """Starts the child and sends it its configuration. Raises OSError."""
-        process, ours = _start(child_environment(dict(os.environ), bounded_spin=bounded_spin))
+        environment = child_environment(dict(os.environ), bounded_spin=bounded_spin)
+        scratch = await asyncio.to_thread(_scratch)
+        if scratch is not None:
+            environment["TMPDIR"] = str(scratch.path)
+        try:
+            process, ours = _start(environment)
+        except OSError:
+            _remove(scratch)
+            raise
         try:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
         except BaseException:
@@ -64,8 +81,9 @@ class ChildProcess:
             ours.close()
             process.kill()
             process.wait()
+            _remove(scratch)
             raise
-        child = cls(process, reader, writer)
+        child = cls(process, reader, writer, scratch)
         child.send({"t": "config", "config": asdict(config)})
         return child
 
@@ -95,10 +113,25 @@ class ChildProcess:
             self.kill()
             return await asyncio.to_thread(self._process.wait)
         finally:
+            _remove(self._scratch)
             try:
                 await self._writer.wait_closed()
             except OSError:
                 pass
+
+
+def _scratch() -> Scratch | None:
+    """None where none can be made, as on a full disk: the engine itself writes no files."""
+    try:
+        return Scratch.make()
+    except OSError as error:
+        _LOG.warning("the engine child gets no temporary directory of its own: %s", error.strerror)
+        return None
+
+
+def _remove(scratch: Scratch | None) -> None:
+    if scratch is not None:
+        scratch.remove()
 
 
 def _start(environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -68,6 +68,7 @@ class ChildConfig:
     adapters: Sequence[tuple[str, str, float]] = ()
     pooling: str = "mean"
     embedding_tokens: int = 512
+    memory_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

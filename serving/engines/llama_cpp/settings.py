@@ -88,6 +88,17 @@ class LlamaCppSettings(BaseModel):
         default=20.0, gt=0.0, description="Without a step for this long, it is restarted."
     )
     restart_backoff_max_s: float = Field(default=30.0, gt=0.0, description="Longest pause between restarts.")
+    quarantine_after: int = Field(
+        default=5,
+        ge=0,
+        description="Ends in a row without one finished answer after which the model rests; 0 never.",
+    )
+    quarantine_s: float = Field(default=600.0, gt=0.0, description="How long it rests before the next try.")
+    memory_limit_mib: int = Field(
+        default=0,
+        ge=-1,
+        description="Memory that the engine's process may write to; 0 derives it from the model, -1 is none.",
+    )
     bounded_spin: bool = Field(
         default=False, description="Let waiting threads sleep early: for several threads on shared cores."
     )

@@ -222,6 +222,13 @@ async def test_the_child_is_isolated(shared: Driver) -> None:
     assert os.getsid(pid) == pid
     ignored = proc_line(pid, "status", "SigIgn")
     assert int(ignored.split()[1], 16) & 0b10
+    assert proc_line(pid, "status", "NoNewPrivs").split()[1] == "1"
+    assert proc_line(pid, "status", "Seccomp:").split()[1] == "2"
+    # Near enough to bite, far enough not to be met by what the engine does.
+    limit = int(proc_line(pid, "limits", "Max data size").split()[3])
+    writable = int(proc_line(pid, "status", "VmData").split()[1]) * 1024
+    print(f"may write to {limit / 1e6:.0f} MB, has {writable / 1e6:.0f} MB")
+    assert writable * 1.2 < limit < 2 * 2**30
 
 
 async def test_cancel_frees_within_a_step(shared: Driver) -> None:

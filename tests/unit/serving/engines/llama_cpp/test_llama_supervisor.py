@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from serving.engines.base import EngineUnavailable
+from serving.engines.base import EngineRefused, EngineUnavailable
 from serving.engines.llama_cpp import engine as engine_module
 from serving.engines.llama_cpp.engine import LlamaCppEngine
 from serving.engines.llama_cpp.protocol import ProtocolError
 from serving.engines.llama_cpp.settings import LlamaCppSettings
+from tidegate.routing.domain import AttemptKey, InputKind, Sampling, Work
 
 pytestmark = pytest.mark.looptime
 
@@ -27,6 +28,7 @@ READY = {
     "measure_ms": 1.0,
     "repacked_bytes": 1,
 }
+WORK = Work(AttemptKey("r", 1), "t", "", InputKind.TEXT, b"x", Sampling(), 8)
 Step = dict[str, Any] | Exception | float | None
 
 
@@ -161,3 +163,17 @@ async def test_a_stop_is_no_defect(play: Play, caplog: pytest.LogCaptureFixture)
     await engine.stop(0.0)
     assert [batch async for batch in engine.steps()] == []
     assert not [r for r in caplog.records if r.levelno == logging.ERROR]
+
+
+async def test_a_model_that_crash_loops_rests_and_says_so(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await play([READY, 1.0, None], *([READY, None] for _ in range(4)), [READY])
+    await asyncio.sleep(30.0)
+    assert len(ScriptedChild.spawned_s) == 5
+    assert not engine.load().ready
+    with pytest.raises(EngineRefused, match="quarantine"):
+        engine.submit(WORK)
+    assert "5 times without one answer" in caplog.text
+    await asyncio.sleep(600.0)
+    assert engine.load().ready

@@ -1,0 +1,107 @@
+"""What the child may no longer do once it has its configuration: native code is about to read a file.
+
+A seccomp filter refuses network, other programs, and other processes' memory, with EACCES. It needs no
+privilege, works in containers, holds for all threads and cannot be taken off. Code that was made to run by a
+hostile file still has the model, the prompts and the socket to the daemon; it cannot send them anywhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import platform
+import resource
+import struct
+import sys
+from dataclasses import dataclass
+
+_PR_SET_NO_NEW_PRIVS = 38
+_SET_MODE_FILTER = 1
+_FLAG_TSYNC = 1
+
+# One instruction of classic BPF: code, jump if true, jump if false, constant.
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_ALLOW = 0x7FFF0000
+_REFUSE = 0x00050000 | errno.EACCES
+# The x32 interface has the same architecture and numbers from here on.
+_X32 = 0x40000000
+_AF_UNIX = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Numbers of one architecture. `local` are needed by GPU drivers, and by nothing else."""
+
+    audit: int
+    seccomp: int
+    socket: int
+    local: tuple[int, ...]
+    refused: tuple[int, ...]
+
+
+# local: connect, execve, execveat.
+# refused: bind, listen, ptrace, process_vm_readv, process_vm_writev, bpf, unshare, setns, mount,
+# io_uring_setup (its rings would open sockets unseen), pidfd_getfd.
+_OF_MACHINE = {
+    "x86_64": _Calls(
+        0xC000003E, 317, 41, (42, 59, 322), (49, 50, 101, 310, 311, 321, 272, 308, 165, 425, 438)
+    ),
+    "aarch64": _Calls(
+        0xC00000B7, 277, 198, (203, 221, 281), (200, 201, 117, 270, 271, 280, 97, 268, 40, 425, 438)
+    ),
+}
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def seal(*, memory_limit_bytes: int, gpu: bool) -> str:
+    """Limits this process for good. Empty, or one sentence: why network and programs are not refused.
+
+    The memory limit counts what the process may write, not a mapped file; 0 sets none. With a GPU local
+    sockets and helper programs stay possible: its drivers use them.
+    """
+    if memory_limit_bytes > 0:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = memory_limit_bytes if hard == resource.RLIM_INFINITY else min(memory_limit_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if not sys.platform.startswith("linux"):
+        return f"there is no filter for {sys.platform}"
+    calls = _OF_MACHINE.get(platform.machine())
+    if calls is None or sys.maxsize < 2**32:
+        return f"there is no filter for {platform.machine()}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return f"no_new_privs is refused here ({errno.errorcode.get(ctypes.get_errno(), 'unknown')})"
+    code = _program(calls, gpu=gpu)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = _Program(len(code) // 8, ctypes.addressof(buffer))
+    if libc.syscall(calls.seccomp, _SET_MODE_FILTER, _FLAG_TSYNC, ctypes.byref(program)) != 0:
+        return f"the kernel takes no filter ({errno.errorcode.get(ctypes.get_errno(), 'unknown')})"
+    return ""
+
+
+def _program(calls: _Calls, *, gpu: bool) -> bytes:
+    """The filter: another architecture's calls, then the listed ones, are refused."""
+    refused = calls.refused if gpu else (*calls.refused, *calls.local, calls.socket)
+    lines = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_EQUAL, 1, 0, calls.audit),
+        (_RETURN, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, _NUMBER),
+        (_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, _REFUSE),
+    ]
+    for number in refused:
+        lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    if gpu:
+        lines += [
+            (_EQUAL, 0, 3, calls.socket),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT),
+            (_EQUAL, 1, 0, _AF_UNIX),
+            (_RETURN, 0, 0, _REFUSE),
+        ]
+    lines.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", *line) for line in lines)

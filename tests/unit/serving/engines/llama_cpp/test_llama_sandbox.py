@@ -1,0 +1,103 @@
+"""What a sealed process cannot do; each attack works in a process that is not sealed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.engines.llama_cpp.crashes import Crashes
+from serving.engines.llama_cpp.scratch import Scratch
+
+ATTACKS = {
+    "an internet socket": "socket.socket(socket.AF_INET)",
+    "an IPv6 socket": "socket.socket(socket.AF_INET6)",
+    "a local socket": "socket.socket(socket.AF_UNIX)",
+    "a connection of a socket made before": "before.connect(listener.getsockname())",
+    "a socket made by a thread that ran before": "ask.set(); answered.wait(); raise_(answer[0])",
+    "another program": "os.execv('/bin/true', ['true'])",
+    "memory without end": "bytearray(2**30)",
+}
+ATTACK = """
+import os, socket, sys, threading
+from serving.engines.llama_cpp.sandbox import seal
+before, listener = socket.socket(), socket.create_server(("127.0.0.1", 0))
+ask, answered, answer = threading.Event(), threading.Event(), []
+def other():
+    ask.wait()
+    try: answer.append(socket.socket() and None)
+    except OSError as error: answer.append(error)
+    answered.set()
+threading.Thread(target=other, daemon=True).start()
+def raise_(error):
+    if error: raise error
+if sys.argv[1] != "open":
+    exposed = seal(memory_limit_bytes=2**29, gpu=sys.argv[1] == "gpu")
+    assert not exposed, exposed
+try:
+    exec(sys.argv[2])
+except (PermissionError, MemoryError):
+    sys.exit(7)
+"""
+
+
+def attack(how: str, name: str) -> int:
+    command = [sys.executable, "-c", ATTACK, how, ATTACKS[name]]
+    return subprocess.run(command, timeout=30, check=False).returncode
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_works_unsealed_and_fails_sealed(name: str) -> None:
+    assert attack("open", name) == 0
+    assert attack("sealed", name) == 7
+
+
+def test_a_gpus_driver_keeps_local_sockets_and_nothing_else_gets_out() -> None:
+    assert attack("gpu", "a local socket") == 0
+    assert attack("gpu", "an internet socket") == 7
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become an ordinary user")
+def test_an_ordinary_user_can_seal_as_well() -> None:
+    script = "import os; from serving.engines.llama_cpp.sandbox import seal; os.setuid(65534); "
+    script += "print(seal(memory_limit_bytes=0, gpu=False))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_scratch_is_private_and_what_a_killed_owner_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from serving.engines.llama_cpp.scratch import Scratch\n"
+    )
+    script += "s = Scratch.make(Path(sys.argv[1])); (s.path / 'prompt').touch(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.stat().st_mode & 0o077 == 0
+    first, second = Scratch.make(tmp_path), Scratch.make(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([first.path, second.path])
+    first.remove()
+    first.remove()
+    assert list(tmp_path.iterdir()) == [second.path]
+    second.remove()
+
+
+def test_ends_without_an_answer_lead_to_quarantine_and_steps_alone_do_not_help() -> None:
+    crashes = Crashes(longest_pause_s=2.0, quarantine_after=3, quarantine_s=600.0)
+    for _ in range(2):
+        crashes.step()
+        assert crashes.ended() == (0.0, False)
+    crashes.step()
+    assert crashes.ended() == (600.0, True)
+    assert crashes.ended() == (600.0, True)
+    crashes.answer()
+    crashes.step()
+    assert crashes.ended() == (0.0, False)
+    assert crashes.ended() == (0.5, False)
+
+
+def test_without_quarantine_pauses_only_grow() -> None:
+    crashes = Crashes(longest_pause_s=2.0, quarantine_after=0, quarantine_s=600.0)
+    assert [crashes.ended()[0] for _ in range(5)] == [0.0, 0.5, 1.0, 2.0, 2.0]
