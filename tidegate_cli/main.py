@@ -1,4 +1,4 @@
-"""`tidegate`: up, demo, chat, nodes, models, explain, complexity, version."""
+"""`tidegate`: up, demo, chat, nodes, models, explain, simulate, complexity, version."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tidegate_cli.commands.connect import told
 from tidegate_cli.commands.demo import DemoCommand
 from tidegate_cli.commands.explain import ExplainCommand
 from tidegate_cli.commands.fleet import ModelsCommand, NodesCommand
+from tidegate_cli.commands.simulate import SimulateCommand
 from tidegate_cli.commands.up import UpCommand
 from tidegate_cli.commands.version import VersionCommand
 from tidegate_cli.stack import ChildFailed
@@ -31,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     ExplainCommand(),
     ComplexityCommand(),
     CalibrateCommand(),
+    SimulateCommand(),
     VersionCommand(),
 )
 OK, FAILED, USAGE = 0, 1, 2

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from gateway.state.fleet import Fleet
 from gateway.state.records import NodeRecord
 from gateway.state.sessions import Sessions
 from gateway.state.store import Store, StoreError
+from tidegate.routing.fleet import Fleet
 
 log = logging.getLogger(__name__)
 

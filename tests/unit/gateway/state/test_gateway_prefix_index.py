@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.state.prefix_index import PrefixIndex
 from tidegate.routing.domain import CacheDelta
 from tidegate.routing.prefix import names_digest
+from tidegate.routing.prefix_index import PrefixIndex
 
 NAMES = [bytes([i]) * 16 for i in range(1, 13)]
 subsets = st.sets(st.sampled_from(NAMES))

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
-from gateway.state.prefix_index import PrefixIndex
-from gateway.state.records import NodeRecord
 from tidegate.routing.domain import (
     Announcement,
     AttemptKey,
@@ -27,11 +26,22 @@ from tidegate.routing.domain import (
     Variant,
     Work,
 )
+from tidegate.routing.prefix_index import PrefixIndex
 
 RTT_WEIGHT = 0.25
 BYTES_PER_TOKEN = 4
 MAX_REMEMBERED_BOOTS = 10_000
 MAX_STALL_DOUBLINGS = 5
+
+
+class RemoteNode(Protocol):
+    """What a replica shares about a node that is linked to it."""
+
+    @property
+    def replica_id(self) -> str: ...
+
+    @property
+    def state(self) -> NodeState: ...
 
 
 @dataclass(slots=True)
@@ -237,7 +247,7 @@ class Fleet:
 
     # --- written by the sync ------------------------------------------------------------------------
 
-    def learn_remote(self, records: Iterable[NodeRecord], replica_id: str) -> None:
+    def learn_remote(self, records: Iterable[RemoteNode], replica_id: str) -> None:
         """Nodes that only other replicas are linked to."""
         self._remote = {r.state.node_id: r.state for r in records if r.replica_id != replica_id}
         self._changed_all()

@@ -1,0 +1,98 @@
+"""`python -m simulator`: what `tidegate simulate` starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from simulator.fleet import BadInput, load_fleet
+from simulator.policies import POLICIES
+from simulator.report import WARM_UP_PER_NODE, report
+from simulator.run import Simulation
+from simulator.trace import MAX_TOKENS, draw, read_trace
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="tidegate simulate", description="Play a trace on a fleet.")
+    p.add_argument("--trace", required=True, help="Azure CSV, Mooncake JSONL, or synthetic:RATE:SECONDS")
+    p.add_argument("--fleet", required=True, type=Path, help="TOML file that describes the nodes")
+    p.add_argument("--policy", choices=POLICIES, default="tidegate")
+    p.add_argument("--compare", help="several policies on the same requests: a,b,c or all")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--rate", type=float, help="requests per second on average; default: as recorded")
+    p.add_argument("--limit", type=int, help="only the first so many requests")
+    p.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="what requests ask for at most")
+    p.add_argument("--target-share", type=float, default=0.5, help="share that must meet the budget")
+    p.add_argument("--warm-up", type=int, default=WARM_UP_PER_NODE, help="requests per node not counted")
+    p.add_argument("--json", action="store_true", help="machine-readable")
+    p.add_argument("--plot", type=Path, help="picture of the comparison (needs the extra `report`)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    names = POLICIES if args.compare == "all" else (args.compare or args.policy).split(",")
+    try:
+        unknown = set(names) - set(POLICIES)
+        if unknown:
+            raise BadInput(f"unknown policy {', '.join(sorted(unknown))}; known: {', '.join(POLICIES)}")
+        reports = _play(args, names)
+        if args.plot is not None:
+            _plot(args.plot, reports)
+    except BadInput as error:
+        sys.stderr.write(f"tidegate simulate: {error}\n")
+        return 1
+    if args.json:
+        print(json.dumps(reports if args.compare else reports[names[0]], indent=1))
+    else:
+        _table(reports)
+    return 0
+
+
+def _play(args: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    fleet = load_fleet(args.fleet)
+    arrivals = draw(
+        read_trace(args.trace, args.limit), fleet, seed=args.seed, rate=args.rate, max_tokens=args.max_tokens
+    )
+    reports = {}
+    for name in names:
+        began_s = perf_counter()
+        served = Simulation(fleet, arrivals, name, seed=args.seed, target_share=args.target_share).run()
+        took_s = perf_counter() - began_s
+        reports[name] = {"policy": name, **report(fleet, served, warm_up_per_node=args.warm_up)}
+        sys.stderr.write(f"{name}: {len(arrivals) / took_s:.0f} requests/s\n")
+    return reports
+
+
+def _table(reports: dict[str, dict[str, Any]]) -> None:
+    print(f"{'policy':18} {'met':>6} {'good':>6} {'cloud':>6} {'p50':>8} {'p95 TTFT':>9} {'hits':>6} refused")
+    for name, r in reports.items():
+        t = r["ttft_ms"]["all"]
+        print(
+            f"{name:18} {r['slo_attainment']:6.1%} {r['good_attainment']:6.1%} "
+            f"{r['cloud_share_requests']:6.1%} {t['p50']:8.0f} {t['p95']:9.0f} "
+            f"{r['prefix_hit_rate']:6.1%} {r['rejected']}"
+        )
+
+
+def _plot(path: Path, reports: dict[str, dict[str, Any]]) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BadInput("--plot needs matplotlib: pip install 'tidegate-services[report]'") from error
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, r in reports.items():
+        axes.plot(r["cloud_share_requests"] * 100, r["slo_attainment"] * 100, "o", label=name)
+    axes.set(xlabel="requests on the cloud, %", ylabel="budgets met, %")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

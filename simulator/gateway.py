@@ -1,0 +1,275 @@
+"""A gateway replica on virtual time: the product's own view, latency model, admission and policy.
+
+It knows of a node what heartbeats say, of its own work what it sent and what came back, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from simulator.fleet import FleetSpec, NodeSpec
+from simulator.node import Node, Seq
+from simulator.trace import Arrival
+from tidegate.routing.admission import AdmissionLimits, AdmissionQueue, Granted, expected_tokens
+from tidegate.routing.baselines import policy_named
+from tidegate.routing.domain import (
+    Analysis,
+    Announcement,
+    AttemptKey,
+    Binding,
+    Budget,
+    CacheDelta,
+    InputKind,
+    NodeLoad,
+    ReplayClass,
+    RouteQuery,
+    Sampling,
+    Speeds,
+    Variant,
+    Work,
+)
+from tidegate.routing.exploring import explored
+from tidegate.routing.fleet import BYTES_PER_TOKEN, Fleet
+from tidegate.routing.herding import most_ahead
+from tidegate.routing.latency import LearnedLatency
+from tidegate.routing.observation import Observation, Outcome, Stage
+from tidegate.routing.plan import Choice, Plan, Refusal
+from tidegate.routing.waiting import Ticket
+
+REQUIRED_P_GOOD = 0.8
+MAX_ATTEMPTS = 3
+# As the gateway's own dispatch has them.
+LATE_TIMES, MIN_LATE_MS = 1.5, 100.0
+
+
+@dataclass(slots=True, eq=False)
+class Try:
+    """One attempt on a node."""
+
+    arrival: Arrival
+    choice: Choice
+    key: AttemptKey
+    sent_s: float
+    most_ahead: int | None
+    node: int
+    late_s: float = math.inf
+    first_s: float | None = None
+    told: bool = False
+    ticket: Ticket | None = None
+
+
+class _Ability:
+    """P(u < ability) for a difficulty that was seen with known noise: what a calibrated judge would say."""
+
+    def __init__(self, fleet: FleetSpec) -> None:
+        self._ability, self._noise = fleet.ability, max(fleet.seen_noise, 1e-6)
+
+    def p_good(self, variant: Variant, difficulty: float) -> float:
+        gap = (self._ability.get(variant.digest, 1.0) - difficulty) / self._noise
+        return 0.5 * math.erfc(-gap / math.sqrt(2.0))
+
+    def certified(self, variant: Variant) -> bool:
+        return True
+
+
+class Gateway:
+    """`now` reads the virtual clock in seconds."""
+
+    def __init__(
+        self,
+        fleet: FleetSpec,
+        nodes: list[Node],
+        policy: str,
+        now: Callable[[], float],
+        seed: int,
+        target_share: float,
+    ) -> None:
+        self.view = Fleet(now)
+        self.model = LearnedLatency()
+        self.line = AdmissionQueue(AdmissionLimits(), self.model)
+        self.tickets: dict[int, Ticket] = {}
+        self.waiting: dict[int, tuple[Arrival, int]] = {}
+        self.open: dict[AttemptKey, Try] = {}
+        self._now = now
+        self._target_share = target_share
+        self._policy = policy_named(policy)
+        self._rng = random.Random(seed).random
+        self._quality = _Ability(fleet)
+        self._seqs = [0] * len(nodes)
+        self._index = {n.spec.name: n.index for n in nodes}
+        self._boots = [0] * len(nodes)
+        for node in nodes:
+            self.link(node)
+
+    def link(self, node: Node) -> None:
+        """A node dials in; again after a crash."""
+        self._boots[node.index] += 1
+        boot = self._boots[node.index]
+        spec = node.spec
+        self.view.register(_announcement(spec, boot), _binding(spec), boot)
+        self.view.heartbeat(spec.name, NodeLoad(last_work_seq=self._seqs[node.index]))
+        self.view.rtt(spec.name, max(spec.rtt_ms[0], 0.01))
+
+    def unlink(self, node: Node) -> None:
+        self.view.remove(node.spec.name, self._boots[node.index])
+
+    def decide(self, arrival: Arrival, tried: frozenset[str] = frozenset()) -> Plan | Refusal:
+        slo = arrival.slo
+        query = RouteQuery(
+            model="sim",
+            analysis=Analysis(arrival.prompt_tokens, lambda: arrival.seen, arrival.names),
+            max_tokens=arrival.max_tokens,
+            budget=Budget(ttft_ms=slo.ttft_ms, tpot_ms=slo.tpot_ms, total_ms=slo.total_ms),
+            target_share=self._target_share,
+            min_p_good=REQUIRED_P_GOOD if arrival.required else 0.0,
+            excluded=tried,
+            elapsed_ms=(self._now() - arrival.at_s) * 1000,
+        )
+        return self._policy.route(self.view.snapshot(), query, self.model, self._rng, self._quality)
+
+    def enter(self, arrival: Arrival, attempt: int, tried: frozenset[str]) -> Plan | Refusal | None:
+        """A plan to send, None for who waits, or a refusal."""
+        plan = self.decide(arrival, tried)
+        if isinstance(plan, Refusal):
+            return plan
+        plan = explored(plan, self._rng)
+        if self.line.at_once(plan):
+            return plan
+        now_s = self._now()
+        entered = self.line.enter(plan, expected_tokens(plan), now_s)
+        if isinstance(entered, Ticket):
+            self.waiting[entered.number] = (arrival, attempt)
+            self.tickets[entered.number] = entered
+            shed = self.line.push(entered, now_s)
+            if shed is not None:
+                self.tickets.pop(shed.number, None)
+            return None
+        return entered
+
+    def turn(self) -> Granted | None:
+        """Whose turn it is, if anybody's."""
+        granted = self.line.next(self._now(), lambda ticket: self.decide(self.waiting[ticket.number][0]))
+        if granted is not None:
+            self.tickets.pop(granted.ticket.number, None)
+        return granted
+
+    def line_numbers(self, now_s: float) -> set[int]:
+        """Who still waits; those whose time is over leave."""
+        for ticket in [t for t in self.tickets.values() if t.leave_by_s <= now_s]:
+            self.line.leave(ticket)
+            del self.tickets[ticket.number]
+        return set(self.tickets)
+
+    def send(self, arrival: Arrival, plan: Plan, attempt: int) -> Try:
+        choice, now_s = plan.first, self._now()
+        index = self._index[choice.node.node_id]
+        self._seqs[index] += 1
+        key = AttemptKey(str(arrival.number), attempt)
+        work = Work(
+            key=key,
+            tenant="default",
+            variant_digest=choice.variant.digest,
+            input_kind=InputKind.TEXT,
+            input=bytes(arrival.prompt_tokens * BYTES_PER_TOKEN),
+            sampling=Sampling(),
+            max_tokens=arrival.max_tokens,
+            work_seq=self._seqs[index],
+        )
+        self.view.sent(choice.node.node_id, work)
+        late_ms = max(choice.prediction.ttft_p95_ms, MIN_LATE_MS) * LATE_TIMES
+        ahead = most_ahead(plan) if attempt < MAX_ATTEMPTS else None
+        tried = Try(arrival, choice, key, now_s, ahead, index, now_s + late_ms / 1000)
+        self.open[key] = tried
+        return tried
+
+    def heard(self, node: Node, load: NodeLoad, delta: CacheDelta | None) -> None:
+        self.view.heard(node.spec.name)
+        self.view.heartbeat(node.spec.name, load)
+        if delta is not None:
+            self.view.cache_report(node.spec.name, delta)
+
+    def sent_to(self, node: Node) -> int:
+        return self._seqs[node.index]
+
+    def first_token(self, tried: Try, seq: Seq) -> None:
+        tried.first_s = self._now()
+        self.view.prefilled(tried.choice.node.node_id, tried.key)
+        self.view.delivered(tried.choice.node.node_id)
+
+    def ended(self, tried: Try, seq: Seq | None, outcome: Outcome) -> None:
+        """`seq` None: nothing was computed, so nothing is learned about speed."""
+        self.open.pop(tried.key, None)
+        self.view.ended(tried.choice.node.node_id, tried.key)
+        if seq is not None:
+            self.model.record(self._observation(tried, seq, Stage.ENDED, outcome))
+
+    def look(self, seqs: Callable[[Try], Seq]) -> None:
+        """A few times a second: what attempts that still run teach."""
+        now_s = self._now()
+        for tried in list(self.open.values()):
+            if tried.first_s is not None:
+                if not tried.told:
+                    self.model.record(
+                        self._observation(tried, seqs(tried), Stage.FIRST_TOKEN, Outcome.RUNNING)
+                    )
+                    tried.told = True
+            elif now_s >= tried.late_s:
+                tried.late_s = now_s + (now_s - tried.sent_s) * (LATE_TIMES - 1.0)
+                self.model.record(self._observation(tried, None, Stage.WAITING, Outcome.RUNNING))
+
+    def _observation(self, tried: Try, seq: Seq | None, stage: Stage, outcome: Outcome) -> Observation:
+        choice, announced = tried.choice, tried.choice.node.announcement
+        now_s, first_s = self._now(), tried.first_s
+        ended = stage is Stage.ENDED and first_s is not None and seq is not None and seq.produced > 1
+        waited_s = now_s - tried.sent_s if first_s is None else first_s - tried.sent_s
+        base = Observation(
+            node_id=announced.node_id,
+            variant_digest=choice.variant.digest,
+            model=choice.variant.model,
+            hardware_class=announced.hardware_class,
+            boot_id=announced.boot_id,
+            prediction=choice.prediction,
+            stage=stage,
+            actual_ttft_ms=waited_s * 1000,
+            max_tokens=tried.arrival.max_tokens,
+            outcome=outcome,
+            censored=first_s is None,
+            first_token_told=tried.told,
+        )
+        if seq is None or first_s is None:
+            return base
+        return replace(
+            base,
+            actual_tpot_ms=(now_s - first_s) * 1000 / (seq.produced - 1) if ended else None,
+            queue_ms=(seq.started_s - seq.submitted_s) * 1000,
+            prefill_ms=(seq.first_s - seq.started_s) * 1000,
+            cached_tokens=seq.cached,
+            prompt_tokens=tried.arrival.prompt_tokens,
+            batch_size=seq.batch,
+            output_tokens=seq.produced,
+            stopped=outcome is Outcome.FINISHED and seq.produced < tried.arrival.max_tokens,
+        )
+
+
+def _announcement(spec: NodeSpec, boot: int) -> Announcement:
+    variant = Variant("sim", spec.variant, context_tokens=spec.context_tokens)
+    return Announcement(
+        node_id=spec.name,
+        boot_id=f"{spec.name}.{boot}",
+        name=spec.name,
+        variants=(variant,),
+        slots=spec.slots,
+        queue_limit=min(spec.queue_limit, 1 << 20),
+        build="sim",
+        replay_class=ReplayClass.TOKENS,
+        replay_digest=spec.variant,
+        hardware_class=f"{spec.tier.value}-{spec.slots}-{spec.prefill_tps:g}",
+        speeds=Speeds(spec.prefill_tps, spec.decode),
+    )
+
+
+def _binding(spec: NodeSpec) -> Binding:
+    return Binding(spec.tier, spec.region, cost_per_mtoken=spec.cost_per_mtoken)
