@@ -107,6 +107,10 @@ class OpenAiHttpSection(Section):
     perplexity: float | None = Field(
         default=None, gt=0, description="Measured perplexity of the model; unset when it was never measured"
     )
+    capabilities: tuple[Literal["json_schema", "logit_bias"], ...] = Field(
+        default=(),
+        description="What the server honours beyond plain answers; without it such requests go elsewhere",
+    )
     prefill_tokens_per_s: float = Field(
         default=2000.0, gt=0, description="Prefill speed believed until real work has taught better"
     )
@@ -305,7 +309,7 @@ def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine
         quantization=section.quantization,
         context_tokens=settings.context_tokens,
         perplexity=section.perplexity,
-        capabilities=frozenset({"embeddings"} if section.embeddings else ()),
+        capabilities=frozenset((*section.capabilities, *(("embeddings",) if section.embeddings else ()))),
         aliases=settings.aliases,
     )
     try:

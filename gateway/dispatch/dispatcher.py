@@ -302,6 +302,8 @@ class Dispatcher:
             credits=self._options.credits,
             adapter=request.adapter,
             most_ahead=most_ahead(plan) if run.row.attempts < self._options.max_attempts else None,
+            format=request.format,
+            top_logprobs=request.top_logprobs,
         )
         return Attempt(
             self._upstream,
@@ -337,6 +339,7 @@ class Dispatcher:
             token_ids=output.token_ids,
             unit=output.unit,
             vectors=output.vectors,
+            logprobs=output.logprobs,
         )
 
     def _finished(self, run: RequestRun, choice: Choice, outcome: AttemptOutcome) -> Finished:

@@ -17,7 +17,7 @@ from tidegate.routing.domain import (
     GenerateRequest,
     RouteQuery,
     ServeError,
-    adapter_capability,
+    needed_capabilities,
 )
 from tidegate.routing.embedding import CAPABILITY, pack_texts
 from tidegate.routing.prefix import canonical_bytes
@@ -110,8 +110,8 @@ class Intake:
 
 def _needs(request: GenerateRequest) -> frozenset[str]:
     """The capabilities that a variant must have."""
-    needs = {adapter_capability(request.adapter)} if request.adapter else set()
-    return frozenset(needs | {CAPABILITY} if request.embed else needs)
+    needs = needed_capabilities(request)
+    return needs | {CAPABILITY} if request.embed else needs
 
 
 def _engine_input(request: GenerateRequest) -> bytes:

@@ -33,6 +33,7 @@ from tidegate.routing.domain import (
     Variant,
     Work,
     adapter_capability,
+    needed_capabilities,
 )
 from tidegate.routing.embedding import CAPABILITY, pack_texts
 from tidegate.routing.prefix import canonical_bytes, prefix_names
@@ -179,6 +180,12 @@ class LocalBackend:
             raise ServeError(
                 Code.FAILED_PRECONDITION, "this node does not embed", reason="NO_EMBEDDINGS", param="model"
             )
+        if lacking := needed_capabilities(request) - variant.capabilities:
+            raise ServeError(
+                Code.FAILED_PRECONDITION,
+                f"this node's model cannot do: {', '.join(sorted(lacking))}",
+                reason="CAPABILITY_MISSING",
+            )
         if request.embed:
             kind, data = InputKind.EMBED, pack_texts(request.embed)
         elif request.prompt is None:
@@ -204,6 +211,8 @@ class LocalBackend:
             priority=request.priority,
             credits=UNLIMITED_CREDITS,
             adapter=request.adapter,
+            format=request.format,
+            top_logprobs=request.top_logprobs,
         )
 
     def _submit(self, work: Work) -> None:
@@ -222,4 +231,5 @@ def _chunk(output: SequenceOutput) -> Chunk:
         token_ids=output.token_ids,
         unit=output.unit,
         vectors=output.vectors,
+        logprobs=output.logprobs,
     )

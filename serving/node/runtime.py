@@ -28,7 +28,7 @@ from tidegate.routing.domain import (
     StepBatch,
     Usage,
     Work,
-    adapter_capability,
+    needed_capabilities,
 )
 
 logger = logging.getLogger(__name__)
@@ -208,10 +208,10 @@ class NodeRuntime:
             raise WorkRefused(Failure(Cause.FENCED, "this or a higher attempt of the request was seen"))
         if work.remaining_ms is not None and work.remaining_ms <= 0:
             raise WorkRefused(Failure(Cause.DEADLINE, "no time was left when the work arrived"))
-        if work.adapter and not self._has_adapter(work.adapter):
-            raise WorkRefused(Failure(Cause.UNKNOWN_VARIANT, "the adapter is not loaded here"))
         if work.most_ahead is not None and self._is_fuller_than(work.most_ahead):
             raise WorkRefused(Failure(Cause.OVERLOADED, "more is waiting here than the sender believed"))
+        if lacking := self._lacking(work):
+            raise WorkRefused(Failure(Cause.UNKNOWN_VARIANT, f"not to be had here: {', '.join(lacking)}"))
         try:
             self._engine.submit(work)
         except EngineRefused as refused:
@@ -230,10 +230,12 @@ class NodeRuntime:
         self._empty.clear()
         self._tell_load()
 
-    def _has_adapter(self, name: str) -> bool:
-        """Engines without adapters would answer without it."""
-        wanted = adapter_capability(name)
-        return any(wanted in variant.capabilities for variant in self.info.variants)
+    def _lacking(self, work: Work) -> list[str]:
+        """What no variant here can do: engines would answer without it."""
+        needs = needed_capabilities(work)
+        if not needs or any(needs <= variant.capabilities for variant in self.info.variants):
+            return []
+        return sorted(needs.difference(*(variant.capabilities for variant in self.info.variants)) or needs)
 
     def cancel(self, key: AttemptKey) -> None:
         """The listener hears nothing more of this attempt."""

@@ -15,10 +15,12 @@ from serving.openai_api.render import (
     DONE,
     AnswerHead,
     Shape,
+    WholeText,
     route_headers,
     sse,
     tidegate_body,
 )
+from serving.openai_api.tools import Tools
 from serving.openai_api.wire import ReaderLost, SseStream, failure_place
 from tidegate.routing.domain import (
     Accepted,
@@ -32,6 +34,7 @@ from tidegate.routing.domain import (
     Restarted,
     Route,
     ServeError,
+    TokenLogprob,
 )
 
 log = logging.getLogger("serving.openai_api")
@@ -54,8 +57,11 @@ async def running(
 class Answer:
     """What is known of one answer so far."""
 
-    def __init__(self, asked: GenerateRequest, created_s: int, shape: type[Shape]) -> None:
+    def __init__(
+        self, asked: GenerateRequest, created_s: int, shape: type[Shape], tools: Tools | None = None
+    ) -> None:
         self._asked = asked
+        self._tools = tools
         self._created_s = created_s
         self._shape = shape
         self.route: Route | None = None
@@ -75,7 +81,7 @@ class Answer:
             model=route.model if route else self._asked.model,
             fingerprint=f"fp_{route.variant_digest[:12]}" if route and route.variant_digest else "",
         )
-        return self._shape(head, include_usage=include_usage)
+        return self._shape(head, include_usage=include_usage, tools=self._tools)
 
     def headers(self) -> dict[str, str]:
         return route_headers(self.route) if self.route else {}
@@ -94,25 +100,28 @@ def _cut_short() -> ServeError:
     return ServeError(Code.INTERNAL, "The answer ended without its last event", reason="INCOMPLETE_ANSWER")
 
 
-async def collect(events: AsyncIterator[GenerateEvent], answer: Answer) -> tuple[str, Finished]:
+async def collect(events: AsyncIterator[GenerateEvent], answer: Answer) -> WholeText:
     """The whole text. A restart voids what came before, unseen by the client. Raises ServeError.
 
     Events are read to their natural end: closing them after the last one would look like a cancel.
     """
     texts: list[str] = []
+    odds: list[TokenLogprob] = []
     finished: Finished | None = None
     async for event in events:
         if isinstance(event, Chunk):
             texts.append(event.text)
+            odds += event.logprobs
         elif isinstance(event, Finished):
             finished = event
         else:
             if isinstance(event, Restarted):
                 texts.clear()
+                odds.clear()
             answer.note(event)
     if finished is None:
         raise _cut_short()
-    return "".join(texts), _checked(finished)
+    return WholeText("".join(texts), tuple(odds), _checked(finished))
 
 
 class StreamedAnswer:
@@ -156,10 +165,10 @@ class StreamedAnswer:
         async for event in events:
             if isinstance(event, Chunk):
                 if self._shape is None:
-                    await self._open(event.text)
-                elif event.text:
+                    await self._open(event)
+                elif data := self._shape.chunk(event):
                     self._sent_text = True
-                    await self._stream.send(self._shape.delta(event.text))
+                    await self._stream.send(data)
             elif isinstance(event, Finished):
                 await self._close(_checked(event))
                 break
@@ -172,23 +181,22 @@ class StreamedAnswer:
             else:
                 self._answer.note(event)
                 if self._early:
-                    await self._open("")
+                    await self._open()
         else:
             raise _cut_short()
         # Read to the natural end: closing the events after their last one would look like a cancel.
         async for _ in events:
             pass
 
-    async def _open(self, text: str) -> Shape:
+    async def _open(self, chunk: Chunk | None = None) -> Shape:
         self._shape = shape = self._answer.render(include_usage=self._include_usage)
-        self._sent_text = bool(text)
-        await self._stream.open(
-            self._answer.headers(), shape.opening() + (shape.delta(text) if text else b"")
-        )
+        first = b"" if chunk is None else shape.chunk(chunk)
+        self._sent_text = bool(first)
+        await self._stream.open(self._answer.headers(), shape.opening() + first)
         return shape
 
     async def _close(self, finished: Finished) -> None:
-        shape = self._shape or await self._open("")
+        shape = self._shape or await self._open()
         last = shape.closing(finished, self._answer.tidegate(finished))
         if self._include_usage:
             last += shape.usage(finished.usage)

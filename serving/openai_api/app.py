@@ -19,7 +19,7 @@ from serving.openai_api.guard import REQUEST_ID_HEADER, SERVER_NAME, current_req
 from serving.openai_api.lifetime import Answers
 from serving.openai_api.options import DEFAULT_OPTIONS, FrontOptions
 from serving.openai_api.render import ChatShape, CompletionShape, Shape
-from serving.openai_api.translate import parse_body, parse_headers, to_request
+from serving.openai_api.translate import parse_body, parse_headers, to_request, tools_of
 from serving.openai_api.wire import ReaderLost, SseStream, failure_place, read_body
 from tidegate.routing.domain import Code, GenerateRequest, ServeError
 
@@ -88,7 +88,7 @@ class _Front:
             raise ServeError(
                 Code.PERMISSION_DENIED, "Explanations name nodes and need an admin key", param="explain"
             )
-        answer = Answer(asked, int(self._wall_clock()), shape)
+        answer = Answer(asked, int(self._wall_clock()), shape, tools_of(body))
         if not body.stream:
             return await self._whole(asked, answer)
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -106,8 +106,8 @@ class _Front:
 
     async def _whole(self, asked: GenerateRequest, answer: Answer) -> web.StreamResponse:
         async with running(self._backend, asked) as events, self._answers.one():
-            text, finished = await collect(events, answer)
-        body = answer.render().whole(text, finished, answer.tidegate(finished))
+            whole = await collect(events, answer)
+        body = answer.render().whole(whole, answer.tidegate(whole.finished))
         return json_response(body, headers=answer.headers())
 
     async def _streamed(

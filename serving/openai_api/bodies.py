@@ -16,6 +16,7 @@ from serving.openai_api.inputs import TidegateInputs
 
 MAX_MESSAGES = 2048
 MAX_STOPS = 16
+MAX_TOOLS = 128
 MAX_STOP_CHARS = 256
 # As OpenAI allows.
 MAX_TEXTS = 2048
@@ -42,10 +43,6 @@ def _empty(value: Any) -> bool:
 
 def _is_one(value: Any) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1)
-
-
-def _plain_text_format(value: Any) -> bool:
-    return _empty(value) or (isinstance(value, dict) and value.get("type") == "text")
 
 
 def _join_parts(value: Any) -> str:
@@ -93,9 +90,14 @@ def _stops(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stops))
 
 
-Content = Annotated[str, PlainValidator(_join_parts)]
+def _content_or_none(value: Any) -> str | None:
+    return None if value is None else _join_parts(value)
+
+
+MessageContent = Annotated[str | None, PlainValidator(_content_or_none)]
 Prompt = Annotated[str, PlainValidator(_one_prompt)]
 Stops = Annotated[tuple[str, ...], PlainValidator(_stops)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 OnlyOne = Annotated[None, _refused("more than one choice", _is_one)]
 
 
@@ -105,13 +107,61 @@ class _Body(BaseModel):
     )
 
 
+class CalledFunction(_Body):
+    name: str = Field(max_length=64)
+    arguments: str
+
+
+class ToolCallBody(_Body):
+    id: str | None = Field(default=None, max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(_Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
+    content: MessageContent = None
     name: str | None = Field(default=None, max_length=256)
-    tool_calls: Annotated[None, _refused("tool calling", _empty)] = None
+    tool_calls: list[ToolCallBody] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_call_id: str | None = Field(default=None, max_length=256)
     function_call: Annotated[None, _refused("function calling", _empty)] = None
     audio: Annotated[None, _refused("audio", _empty)] = None
+
+
+class FunctionBody(_Body):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(_Body):
+    type: Literal["function"] = "function"
+    function: FunctionBody
+
+
+class NamedFunction(_Body):
+    name: str = Field(max_length=64)
+
+
+class NamedTool(_Body):
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+class SchemaBody(_Body):
+    name: str | None = None
+    description: str | None = None
+    # pydantic's own models have a `schema` of their own.
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """`json_object` is any JSON object."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
 
 
 class StreamOptions(_Body):
@@ -139,7 +189,9 @@ class GenerateBody(_Body):
     user: str | None = None
     tidegate: TidegateInputs | None = None
     n: OnlyOne = None
-    logit_bias: Annotated[None, _refused("a logit bias", _empty)] = None
+    logit_bias: dict[str, Bias] | None = Field(default=None, max_length=1024)
+    # llama-server's word for a grammar in GBNF.
+    grammar: str | None = None
 
 
 class ChatBody(GenerateBody):
@@ -148,19 +200,16 @@ class ChatBody(GenerateBody):
     # Fail fast: a hostile body must not make a million errors.
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
-    tools: Annotated[None, _refused("tool calling", _empty)] = None
-    tool_choice: Annotated[
-        None, _refused("forcing a tool", lambda value: _empty(value) or value in ("none", "auto"))
-    ] = None
+    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     functions: Annotated[None, _refused("function calling", _empty)] = None
     function_call: Annotated[
         None, _refused("forcing a function", lambda value: _empty(value) or value in ("none", "auto"))
     ] = None
-    response_format: Annotated[None, _refused("a response format but text", _plain_text_format)] = None
-    logprobs: Annotated[None, _refused("returning log probabilities", _empty)] = None
-    top_logprobs: Annotated[
-        None, _refused("returning log probabilities", lambda value: _empty(value) or value == 0)
-    ] = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     modalities: Annotated[
         None, _refused("a modality but text", lambda value: _empty(value) or value == ["text"])
     ] = None
@@ -176,7 +225,7 @@ class CompletionBody(GenerateBody):
     suffix: Annotated[None, _refused("a suffix", _empty)] = None
     echo: Annotated[None, _refused("echoing the prompt", _empty)] = None
     best_of: OnlyOne = None
-    logprobs: Annotated[None, _refused("returning log probabilities", _empty)] = None
+    logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

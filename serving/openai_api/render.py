@@ -1,4 +1,4 @@
-"""Answers as OpenAI's clients read them. Pure; the only part that runs per chunk is `delta`."""
+"""Answers as OpenAI's clients read them. Pure; `chunk` runs per chunk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from dataclasses import asdict, dataclass
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
-from tidegate.routing.domain import Candidate, Explanation, Finished, FinishReason, Route, Usage
+from serving.openai_api.odds import chat_logprobs, completion_logprobs
+from serving.openai_api.tools import ToolReader, Tools
+from tidegate.routing.domain import (
+    Candidate,
+    Chunk,
+    Explanation,
+    Finished,
+    FinishReason,
+    Route,
+    TokenLogprob,
+    Usage,
+)
 
 DONE = b"data: [DONE]\n\n"
 _HEADER_BYTES = 1024
@@ -93,6 +104,10 @@ class AnswerHead:
     model: str
     fingerprint: str = ""
 
+    @property
+    def call_id(self) -> str:
+        return f"call_{self.request_id}"
+
     def fields(self, prefix: str, kind: str) -> dict[str, Any]:
         return {
             "id": f"{prefix}-{self.request_id}",
@@ -103,21 +118,36 @@ class AnswerHead:
         }
 
 
-def _finish_word(reason: FinishReason) -> str:
-    return "length" if reason is FinishReason.LENGTH else "stop"
+def _finish_word(reason: FinishReason, *, called: bool = False) -> str:
+    if reason is FinishReason.LENGTH:
+        return "length"
+    return "tool_calls" if called else "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class WholeText:
+    """A collected answer."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    finished: Finished
 
 
 class ChatShape:
     """chat.completion and chat.completion.chunk."""
 
-    def __init__(self, head: AnswerHead, *, include_usage: bool = False) -> None:
+    def __init__(self, head: AnswerHead, *, include_usage: bool = False, tools: Tools | None = None) -> None:
         self._head = head
+        self._tools = tools
+        self._reader = None if tools is None else ToolReader(tools, head.call_id)
         self._chunk = head.fields("chatcmpl", "chat.completion.chunk")
         self._rest: dict[str, Any] = {"usage": None} if include_usage else {}
         self._before, self._after = _halves(self._body({"content": _TEXT}))
 
-    def _body(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _body(
+        self, delta: dict[str, Any], finish: str | None = None, odds: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": odds, "finish_reason": finish}
         return self._chunk | {"choices": [choice]} | self._rest
 
     def opening(self) -> bytes:
@@ -126,33 +156,56 @@ class ChatShape:
     def delta(self, text: str) -> bytes:
         return self._before + encode_basestring_ascii(text).encode("ascii") + self._after
 
+    def chunk(self, chunk: Chunk) -> bytes:
+        """What to send for it, which may be nothing."""
+        if self._reader is None and not chunk.logprobs:
+            return self.delta(chunk.text) if chunk.text else b""
+        deltas = [{"content": chunk.text}] if self._reader is None else self._reader.feed(chunk.text)
+        if not chunk.logprobs:
+            return b"".join(sse(self._body(delta)) for delta in deltas)
+        *before, last = deltas or [{}]
+        odds = chat_logprobs(chunk.logprobs)
+        return b"".join(sse(self._body(delta)) for delta in before) + sse(self._body(last, odds=odds))
+
     def closing(self, finished: Finished, tidegate: dict[str, Any]) -> bytes:
-        return sse(self._body({}, _finish_word(finished.reason)) | {"tidegate": tidegate})
+        held = [] if self._reader is None else self._reader.end()
+        called = self._reader is not None and self._reader.called
+        last = self._body({}, _finish_word(finished.reason, called=called)) | {"tidegate": tidegate}
+        return b"".join(sse(self._body(delta)) for delta in held) + sse(last)
 
     def usage(self, usage: Usage) -> bytes:
         return sse(self._chunk | {"choices": [], "usage": usage_body(usage)})
 
-    def whole(self, text: str, finished: Finished, tidegate: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, whole: WholeText, tidegate: dict[str, Any]) -> dict[str, Any]:
+        call = None if self._tools is None else self._tools.read(whole.text)
+        message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+        if call is not None:
+            function = {"name": call.name, "arguments": call.arguments}
+            calls = [{"id": self._head.call_id, "type": "function", "function": function}]
+            message |= {"content": None, "tool_calls": calls}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": _finish_word(finished.reason),
+            "message": message,
+            "logprobs": chat_logprobs(whole.logprobs) if whole.logprobs else None,
+            "finish_reason": _finish_word(whole.finished.reason, called=call is not None),
         }
         body = self._head.fields("chatcmpl", "chat.completion")
-        return body | {"choices": [choice], "usage": usage_body(finished.usage), "tidegate": tidegate}
+        return body | {"choices": [choice], "usage": usage_body(whole.finished.usage), "tidegate": tidegate}
 
 
 class CompletionShape:
     """text_completion, whole and in chunks."""
 
-    def __init__(self, head: AnswerHead, *, include_usage: bool = False) -> None:
+    def __init__(self, head: AnswerHead, *, include_usage: bool = False, tools: Tools | None = None) -> None:
+        self._offset = 0
         self._chunk = head.fields("cmpl", "text_completion")
         self._rest: dict[str, Any] = {"usage": None} if include_usage else {}
         self._before, self._after = _halves(self._body(_TEXT))
 
-    def _body(self, text: str, finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+    def _body(
+        self, text: str, finish: str | None = None, odds: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "text": text, "logprobs": odds, "finish_reason": finish}
         return self._chunk | {"choices": [choice]} | self._rest
 
     def opening(self) -> bytes:
@@ -161,15 +214,24 @@ class CompletionShape:
     def delta(self, text: str) -> bytes:
         return self._before + encode_basestring_ascii(text).encode("ascii") + self._after
 
+    def chunk(self, chunk: Chunk) -> bytes:
+        """What to send for it, which may be nothing."""
+        if not chunk.logprobs:
+            return self.delta(chunk.text) if chunk.text else b""
+        odds = completion_logprobs(chunk.logprobs, self._offset)
+        self._offset += sum(map(len, odds["tokens"]))
+        return sse(self._body(chunk.text, odds=odds))
+
     def closing(self, finished: Finished, tidegate: dict[str, Any]) -> bytes:
         return sse(self._body("", _finish_word(finished.reason)) | {"tidegate": tidegate})
 
     def usage(self, usage: Usage) -> bytes:
         return sse(self._chunk | {"choices": [], "usage": usage_body(usage)})
 
-    def whole(self, text: str, finished: Finished, tidegate: dict[str, Any]) -> dict[str, Any]:
-        body = self._body(text, _finish_word(finished.reason))
-        return body | {"usage": usage_body(finished.usage), "tidegate": tidegate}
+    def whole(self, whole: WholeText, tidegate: dict[str, Any]) -> dict[str, Any]:
+        odds = completion_logprobs(whole.logprobs, 0) if whole.logprobs else None
+        body = self._body(whole.text, _finish_word(whole.finished.reason), odds)
+        return body | {"usage": usage_body(whole.finished.usage), "tidegate": tidegate}
 
 
 Shape = ChatShape | CompletionShape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,15 +16,18 @@ from serving.openai_api.bodies import (
     CompletionBody,
     EmbeddingsBody,
     GenerateBody,
+    NamedTool,
 )
 from serving.openai_api.errors import invalid
 from serving.openai_api.inputs import NO_INPUTS, PREFIX, TidegateInputs, header_values
+from serving.openai_api.tools import AUTO, REQUIRED, Function, ToolCall, Tools
 from tidegate.routing.domain import (
     Budget,
     Code,
     GenerateRequest,
     Message,
     OnMiss,
+    OutputFormat,
     Placement,
     Role,
     Sampling,
@@ -34,6 +38,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # A JSON string; one that never ends matches up to the end, which keeps the search linear.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _ROLES = {"developer": Role.SYSTEM}
+
+# Schema or grammar of an answer, as the wire allows it.
+MAX_FORMAT_CHARS = 65_536
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 MAX_VALUES = 50_000
 """Most objects, lists and members of one body: parsing holds the event loop for about 1 us each."""
@@ -147,22 +155,90 @@ def to_request(
 def _what_is_asked(body: GenerateBody | EmbeddingsBody) -> dict[str, Any]:
     if isinstance(body, EmbeddingsBody):
         return {"embed": body.input}
-    return {"sampling": _sampling(body), "stop": body.stop, **_text_and_length(body)}
+    tools = tools_of(body)
+    return {
+        "sampling": _sampling(body),
+        "stop": body.stop,
+        "format": _format(body, tools),
+        "top_logprobs": _top_logprobs(body),
+        **_text_and_length(body, tools),
+    }
 
 
-def _text_and_length(body: GenerateBody) -> dict[str, Any]:
+def tools_of(body: GenerateBody) -> Tools | None:
+    """What the answer may call. Raises ServeError(INVALID_ARGUMENT)."""
+    if not isinstance(body, ChatBody) or not body.tools or body.tool_choice == "none":
+        if isinstance(body, ChatBody) and body.tool_choice not in (None, "none", "auto") and not body.tools:
+            raise invalid("tool_choice needs tools", "tool_choice")
+        return None
+    functions = tuple(
+        Function(f.name, f.description or "", f.parameters or _NO_PARAMETERS)
+        for f in (tool.function for tool in body.tools)
+    )
+    names = [function.name for function in functions]
+    if len(set(names)) < len(names):
+        raise invalid("Two tools have the same name", "tools")
+    choice = body.tool_choice
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in names:
+            raise invalid("tool_choice names a function that is not among the tools", "tool_choice")
+        return Tools(functions, choice.function.name)
+    return Tools(functions, REQUIRED if choice == "required" else AUTO)
+
+
+def _format(body: GenerateBody, tools: Tools | None) -> OutputFormat:
+    said = body.response_format if isinstance(body, ChatBody) else None
+    wanted = OutputFormat(grammar=body.grammar or "")
+    if said is not None and said.type != "text":
+        if said.type == "json_schema" and said.json_schema is None:
+            raise invalid("response_format.json_schema is missing", "response_format.json_schema")
+        schema = {"type": "object"} if said.json_schema is None else said.json_schema.schema_
+        if wanted:
+            raise invalid("Both a grammar and a response_format are given; give one", "response_format")
+        wanted = OutputFormat(json_schema=json.dumps(schema, ensure_ascii=False))
+    if tools is not None:
+        if wanted:
+            raise invalid("Tools and a response format are given; give one", "response_format")
+        wanted = tools.format()
+    if len(wanted.json_schema) > MAX_FORMAT_CHARS or len(wanted.grammar) > MAX_FORMAT_CHARS:
+        param = "tools" if tools is not None else "response_format"
+        raise invalid(f"It is longer than {MAX_FORMAT_CHARS} characters", param)
+    return wanted
+
+
+def _top_logprobs(body: GenerateBody) -> int | None:
+    if isinstance(body, CompletionBody):
+        return body.logprobs
+    assert isinstance(body, ChatBody)
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise invalid("top_logprobs needs logprobs", "top_logprobs")
+        return None
+    return body.top_logprobs or 0
+
+
+def _text_and_length(body: GenerateBody, tools: Tools | None) -> dict[str, Any]:
     if isinstance(body, ChatBody):
+        called = {c.id: c.function.name for m in body.messages for c in m.tool_calls or () if c.id}
+        messages = tuple(_message(message, called, index) for index, message in enumerate(body.messages))
         return {
-            "messages": tuple(_message(message) for message in body.messages),
+            "messages": messages if tools is None else tools.introduce(messages),
             "max_tokens": body.max_completion_tokens or body.max_tokens or 0,
         }
     assert isinstance(body, CompletionBody)
     return {"prompt": body.prompt, "max_tokens": body.max_tokens or 0}
 
 
-def _message(message: ChatMessage) -> Message:
+def _message(message: ChatMessage, called: Mapping[str, str], index: int) -> Message:
+    """`called` are the functions' names by the ids of earlier calls."""
     role = _ROLES.get(message.role) or Role(message.role)
-    return Message(role=role, content=message.content, name=message.name or "")
+    calls = [ToolCall(c.function.name, c.function.arguments).line() for c in message.tool_calls or ()]
+    if message.content is None and not calls:
+        param = f"messages[{index}].content"
+        raise invalid(f"Missing required parameter: '{param}'", param, "MISSING_REQUIRED_PARAMETER")
+    content = "\n".join([*([message.content] if message.content else []), *calls])
+    name = message.name or (called.get(message.tool_call_id, "") if message.tool_call_id else "")
+    return Message(role=role, content=content, name=name)
 
 
 def _sampling(body: GenerateBody) -> Sampling:
@@ -177,4 +253,11 @@ def _sampling(body: GenerateBody) -> Sampling:
         repeat_penalty=body.repeat_penalty,
         # OpenAI's seeds are signed, the wire's are not: equal seeds stay equal.
         seed=None if body.seed is None else body.seed % 2**64,
+        logit_bias=_biases(body.logit_bias or {}),
     )
+
+
+def _biases(bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    if not all(token.isdecimal() and token.isascii() and len(token) < 10 for token in bias):
+        raise invalid("The keys of logit_bias must be token ids", "logit_bias")
+    return tuple((int(token), value) for token, value in bias.items())

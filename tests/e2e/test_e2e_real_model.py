@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -59,6 +60,59 @@ async def test_streams_and_completes_through_the_sdk(client: tidegate.Client) ->
     whole = await client.complete(QUESTION, max_tokens=24, temperature=0.0)
     assert "Portugal" in whole.text
     assert whole.timings.ttft_ms > 0
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Lisbon", "Porto"]}, "days": {"type": "integer", "maximum": 9}},
+            "required": ["city"],
+        },
+    },
+}
+PERSON: Any = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 1}},
+    "required": ["name", "age"],
+}
+
+
+async def test_openai_sdk_gets_structured_answers_tools_and_probabilities(fleet: LocalFleet) -> None:
+    ports = fleet.options.ports
+    for port in (ports.http, ports.edge_a):
+        async with openai_sdk(port) as sdk:
+            schema: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+            common: Any = {"model": "auto", "messages": MESSAGES, "max_tokens": 60, "temperature": 0}
+            answer = await sdk.chat.completions.create(**common, response_format=schema)
+            person = json.loads(answer.choices[0].message.content or "")
+            assert person["age"] >= 1
+            call = await sdk.chat.completions.create(**common, tools=[WEATHER], tool_choice="required")
+            (made,) = call.choices[0].message.tool_calls or ()
+            assert call.choices[0].finish_reason == "tool_calls"
+            assert json.loads(made.function.arguments)["city"] in ("Lisbon", "Porto")
+            stream = await sdk.chat.completions.create(
+                **common, tools=[WEATHER], tool_choice=WEATHER, stream=True
+            )
+            parts = [c for e in stream_list(await collect(stream)) for c in e.delta.tool_calls or ()]
+            assert parts[0].function.name == "weather"
+            assert json.loads("".join(p.function.arguments or "" for p in parts))["city"]
+            likely = await sdk.chat.completions.create(
+                **common | {"max_tokens": 4}, logprobs=True, top_logprobs=2
+            )
+            assert likely.choices[0].logprobs is not None
+            assert all(len(t.top_logprobs) == 2 for t in likely.choices[0].logprobs.content or ())
+
+
+async def collect(stream: Any) -> list[Any]:
+    return [event async for event in stream]
+
+
+def stream_list(events: list[Any]) -> list[Any]:
+    return [choice for event in events for choice in event.choices]
 
 
 async def test_openai_sdk_against_the_gateway_and_the_device_itself(fleet: LocalFleet) -> None:

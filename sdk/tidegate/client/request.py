@@ -15,6 +15,7 @@ from tidegate.routing.domain import (
     GenerateRequest,
     Message,
     OnMiss,
+    OutputFormat,
     Placement,
     Role,
     Sampling,
@@ -71,6 +72,12 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
     # LoRA adapter of the model to answer with.
     adapter: str
+    # What the answer must look like, enforced while it is generated.
+    format: OutputFormat
+    # Give log probabilities with this many of the likeliest tokens (0 to 20); None gives none.
+    top_logprobs: int | None
+    # (token id, bias) pairs; part of `sampling`.
+    logit_bias: tuple[tuple[int, float], ...]
 
 
 _OPTIONS = frozenset(GenerateOptions.__annotations__)

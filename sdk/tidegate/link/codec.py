@@ -186,6 +186,8 @@ def work_to_pb(work: Work, first_fragment: bytes) -> node_pb2.Work:
         work_seq=work.work_seq,
         adapter=work.adapter,
         most_ahead=work.most_ahead,
+        format=wire.encode_format(work.format),
+        top_logprobs=work.top_logprobs,
     )
 
 
@@ -211,6 +213,8 @@ def work_from_pb(pb: node_pb2.Work) -> Work:
         work_seq=pb.work_seq,
         adapter=pb.adapter,
         most_ahead=pb.most_ahead if pb.HasField("most_ahead") else None,
+        format=wire.decode_format(pb.format),
+        top_logprobs=pb.top_logprobs if pb.HasField("top_logprobs") else None,
     )
 
 
@@ -260,6 +264,7 @@ def output_to_pb(output: SequenceOutput) -> node_pb2.SequenceOutput:
         ),
         finish=None if output.finish is None else _finish_to_pb(output.finish),
         vectors=output.vectors,
+        logprobs=[wire.encode_logprob(each) for each in output.logprobs],
     )
 
 
@@ -283,4 +288,5 @@ def output_from_pb(pb: node_pb2.SequenceOutput) -> SequenceOutput:
         else None,
         finish=_finish_from_pb(pb.finish) if pb.HasField("finish") else None,
         vectors=pb.vectors,
+        logprobs=wire.decode_logprobs(pb.logprobs, pb.count),
     )

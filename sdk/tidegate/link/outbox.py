@@ -23,6 +23,7 @@ def merge(first: SequenceOutput, second: SequenceOutput) -> SequenceOutput:
         vectors=first.vectors + second.vectors,
         first_token=first.first_token or second.first_token,
         finish=second.finish,
+        logprobs=first.logprobs + second.logprobs,
     )
 
 

@@ -68,6 +68,8 @@ def encode_generate_request(request: GenerateRequest) -> pb.GenerateRequest:
         early_accept=request.early_accept,
         explain=request.explain,
         adapter=request.adapter,
+        format=common.encode_format(request.format),
+        top_logprobs=request.top_logprobs,
     )
     if request.prompt is not None:
         message.prompt = request.prompt
@@ -110,6 +112,8 @@ def decode_generate_request(
         explain=message.explain,
         remaining_ms=remaining_ms,
         adapter=message.adapter,
+        format=common.decode_format(message.format),
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
     return check_request(request)
 
@@ -234,6 +238,7 @@ def encode_chunk(chunk: Chunk) -> pb.Chunk:
         token_ids=chunk.token_ids,
         text=chunk.text,
         unit=common.UNITS[chunk.unit],
+        logprobs=[common.encode_logprob(each) for each in chunk.logprobs],
     )
 
 
@@ -245,6 +250,7 @@ def decode_chunk(chunk: pb.Chunk) -> Chunk:
         text=chunk.text,
         token_ids=tuple(chunk.token_ids),
         unit=common.decode_unit(chunk.unit, "chunk.unit"),
+        logprobs=common.decode_logprobs(chunk.logprobs, chunk.count),
     )
 
 

@@ -6,7 +6,8 @@ the offending field in `param`; ranges are checked by tidegate.wire.validate, on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import TypeVar
 
 from tidegate.common.v1 import common_pb2 as pb
@@ -15,6 +16,7 @@ from tidegate.routing.domain import (
     Code,
     FinishReason,
     Message,
+    OutputFormat,
     ReplayClass,
     Role,
     Sampling,
@@ -22,6 +24,7 @@ from tidegate.routing.domain import (
     Speeds,
     Tier,
     Timings,
+    TokenLogprob,
     Unit,
     Usage,
     Variant,
@@ -30,6 +33,9 @@ from tidegate.routing.domain import (
 E = TypeVar("E")
 
 MAX_NAMES = 64
+MAX_TOP_LOGPROBS = 20
+# No token of any vocabulary is longer.
+MAX_TOKEN_BYTES = 1024
 MAX_TOKENS_PER_S = 1e7
 
 ROLES: Mapping[Role, pb.Role.ValueType] = {
@@ -117,6 +123,7 @@ def encode_sampling(sampling: Sampling) -> pb.Sampling:
         presence_penalty=sampling.presence_penalty,
         repeat_penalty=sampling.repeat_penalty,
         seed=sampling.seed,
+        logit_bias=[pb.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias],
     )
 
 
@@ -130,6 +137,47 @@ def decode_sampling(sampling: pb.Sampling) -> Sampling:
         presence_penalty=sampling.presence_penalty if sampling.HasField("presence_penalty") else None,
         repeat_penalty=sampling.repeat_penalty if sampling.HasField("repeat_penalty") else None,
         seed=sampling.seed if sampling.HasField("seed") else None,
+        logit_bias=tuple((each.token_id, each.bias) for each in sampling.logit_bias),
+    )
+
+
+def encode_format(format: OutputFormat) -> pb.OutputFormat | None:
+    if not format:
+        return None
+    if format.json_schema:
+        return pb.OutputFormat(json_schema=format.json_schema, or_text=format.or_text)
+    return pb.OutputFormat(grammar=format.grammar)
+
+
+def decode_format(format: pb.OutputFormat) -> OutputFormat:
+    return OutputFormat(format.json_schema, format.grammar, format.or_text)
+
+
+def encode_logprob(logprob: TokenLogprob) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token_id=logprob.token_id,
+        text=logprob.text,
+        logprob=logprob.logprob,
+        top=[encode_logprob(each) for each in logprob.top],
+        margin=logprob.margin,
+        entropy=logprob.entropy,
+    )
+
+
+def decode_logprobs(logprobs: Iterable[pb.TokenLogprob], limit: int) -> tuple[TokenLogprob, ...]:
+    """At most `limit` of them: a node may not fill our memory with more than it gave tokens."""
+    return tuple(_decode_logprob(each) for each in islice(logprobs, max(0, limit)))
+
+
+def _decode_logprob(logprob: pb.TokenLogprob, *, inner: bool = False) -> TokenLogprob:
+    top = () if inner else logprob.top[:MAX_TOP_LOGPROBS]
+    return TokenLogprob(
+        logprob.token_id,
+        logprob.text[:MAX_TOKEN_BYTES],
+        logprob.logprob,
+        tuple(_decode_logprob(each, inner=True) for each in top),
+        logprob.margin,
+        logprob.entropy,
     )
 
 

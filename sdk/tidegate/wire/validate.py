@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 
-from tidegate.routing.domain import Budget, GenerateRequest, Message, Sampling
+from tidegate.routing.domain import Budget, GenerateRequest, Message, OutputFormat, Sampling
 from tidegate.routing.embedding import MAX_INPUTS
-from tidegate.wire.common import invalid
+from tidegate.wire.common import MAX_TOP_LOGPROBS, invalid
 
 MAX_STOPS = 16
 # A megabyte of empty messages would hold a server for seconds.
@@ -16,6 +16,8 @@ MAX_PRIORITY = 10
 MAX_INT32 = 2**31 - 1
 MAX_UINT64 = 2**64 - 1
 MAX_LABEL_CHARS = 256
+MAX_FORMAT_CHARS = 65_536
+MAX_BIASES = 1024
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
@@ -38,6 +40,9 @@ def check_request(request: GenerateRequest) -> GenerateRequest:
         raise invalid("max_tokens", "must be between 0 (the operator's default) and 2147483647")
     _check_stops(request.stop)
     check_sampling(request.sampling)
+    check_format(request.format)
+    if request.top_logprobs is not None and not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise invalid("top_logprobs", f"must be between 0 and {MAX_TOP_LOGPROBS}")
     check_budget(request.budget)
     if request.min_p_good is not None and not 0.0 <= request.min_p_good <= 1.0:
         raise invalid("min_p_good", "must be in [0, 1]")
@@ -69,6 +74,21 @@ def check_sampling(sampling: Sampling, param: str = "sampling") -> None:
         raise invalid(f"{param}.top_k", "must be 0 (off) or above")
     if sampling.seed is not None and not 0 <= sampling.seed <= MAX_UINT64:
         raise invalid(f"{param}.seed", "must be between 0 and 2**64 - 1")
+    if len(sampling.logit_bias) > MAX_BIASES:
+        raise invalid(f"{param}.logit_bias", f"has more than {MAX_BIASES} entries")
+    if any(not (0 <= token <= MAX_INT32 and -100.0 <= bias <= 100.0) for token, bias in sampling.logit_bias):
+        raise invalid(f"{param}.logit_bias", "needs token ids of at least 0 and values in [-100, 100]")
+
+
+def check_format(format: OutputFormat) -> None:
+    """Sizes only: what a schema or grammar says is the engine's to judge."""
+    for name in ("json_schema", "grammar"):
+        text = getattr(format, name)
+        if len(text) > MAX_FORMAT_CHARS:
+            raise invalid(f"format.{name}", f"is longer than {MAX_FORMAT_CHARS} characters")
+        _check_text(text, f"format.{name}")
+    if format.json_schema and format.grammar:
+        raise invalid("format", "both a schema and a grammar are given; give one")
 
 
 def check_budget(budget: Budget, param: str = "budget") -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from serving.engines.llama_cpp.constraint import FormatError, Grammars
 from serving.engines.llama_cpp.native import Model, NativeError, Tokens
 from serving.engines.llama_cpp.positions import NamedPositions, named_positions
 from serving.engines.llama_cpp.sequence import Prepared
@@ -34,6 +35,7 @@ class InputPreparer:
         self._template = template
         self._context_tokens = context_tokens
         self._done = done
+        self._grammars = Grammars()
         self._waiting: queue.SimpleQueue[tuple[int, Work, float]] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -52,8 +54,9 @@ class InputPreparer:
         try:
             messages = parse_canonical(work.input) if work.input_kind is InputKind.CHAT else None
             prompt = self._tokens(work, messages)
-        except (PromptError, NativeError, ValueError, RecursionError) as error:
-            detail = str(error) if isinstance(error, PromptError) else "the input is malformed"
+            grammar = self._grammars.text(work.format) if work.format else ""
+        except (PromptError, FormatError, NativeError, ValueError, RecursionError) as error:
+            detail = str(error) if isinstance(error, PromptError | FormatError) else "the input is malformed"
             failure = Failure(Cause.INVALID_INPUT, detail)
             return Prepared(sid, work, _EMPTY, 0, arrived_ms, failure)
         replayed = np.array(work.replay_token_ids, np.int32)
@@ -63,7 +66,7 @@ class InputPreparer:
         if problem is None and work.prefix_hashes:
             pieces = [self._model.piece(token) for token in prompt.tolist()]
             names = named_positions(work.prefix_hashes, pieces, messages, len(work.input))
-        return Prepared(sid, work, whole, len(prompt), arrived_ms, problem, names)
+        return Prepared(sid, work, whole, len(prompt), arrived_ms, problem, names, grammar)
 
     def _tokens(self, work: Work, messages: Sequence[Message] | None) -> Tokens:
         if len(work.input) > self._context_tokens * _MAX_TOKEN_BYTES:

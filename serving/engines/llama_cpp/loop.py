@@ -15,7 +15,9 @@ from dataclasses import replace
 
 from serving.engines.llama_cpp.adapters import Adapters, Turns
 from serving.engines.llama_cpp.batch import fill_batch
+from serving.engines.llama_cpp.constraint import DEAD_END, Constraint, FormatError
 from serving.engines.llama_cpp.interrupting import StepInterrupter
+from serving.engines.llama_cpp.logprobs import token_logprob
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model
 from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
@@ -195,12 +197,10 @@ class DecodeLoop:
             self._close(item.sid)
             usage = Usage(item.prompt_tokens, work.start_index, 0)
             return Emission(item.sid, work.start_index, finish=Finish(reason, usage))
-        prompt = item.prompt[: item.prompt_tokens]
-        sampler = SamplerChain(
-            self._model, work.sampling, self._defaults, prompt, self._config.context_tokens
-        )
-        for token in work.replay_token_ids:
-            sampler.replay(token)
+        try:
+            sampler = self._sampler(item)
+        except FormatError as error:
+            return self._refuse(item, Failure(Cause.INVALID_INPUT, str(error)))
         running = Running(
             sid=item.sid,
             work=work,
@@ -220,6 +220,17 @@ class DecodeLoop:
         self._active.append(running)
         self._active.sort(key=lambda s: s.slot.index)
         return None
+
+    def _sampler(self, item: Prepared) -> SamplerChain:
+        """With the replayed tokens counted. Raises FormatError."""
+        work, prompt = item.work, item.prompt[: item.prompt_tokens]
+        constraint = Constraint(self._model, item.grammar) if item.grammar else None
+        room = self._config.context_tokens
+        sampler = SamplerChain(self._model, work.sampling, self._defaults, prompt, room, constraint)
+        if not all(sampler.replay(token) for token in work.replay_token_ids):
+            sampler.close()
+            raise FormatError("the tokens to replay do not fit the format")
+        return sampler
 
     def _leave(self, running: Running) -> None:
         self._active.remove(running)
@@ -288,11 +299,17 @@ class DecodeLoop:
         """What the drawn tokens give; those that end leave."""
         model, now_ms, size = self._model, self._now_ms(), len(wanted)
         emissions: list[Emission] = []
-        for (running, _), token in zip(wanted, tokens, strict=True):
+        for (running, entry), token in zip(wanted, tokens, strict=True):
             if not running.started:
                 self.cache.prefilled(running.slot, running.names)
-            piece, ends = model.piece(token), model.is_end(token)
-            emission = running.accept(token, piece, ends=ends, now_ms=now_ms, batch_size=size)
+            if token == DEAD_END:
+                emission = running.dead_end()
+            else:
+                piece, ends = model.piece(token), model.is_end(token)
+                emission = running.accept(token, piece, ends=ends, now_ms=now_ms, batch_size=size)
+                if running.work.top_logprobs is not None and not ends:
+                    odds = token_logprob(model, self._context.logits(entry), token, running.work.top_logprobs)
+                    emission = replace(emission, logprobs=(odds,))
             emissions.append(emission)
             if emission.finish is not None:
                 self._leave(running)

@@ -65,7 +65,7 @@ class Model:
         self.handle = C.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise NativeError("llama.cpp cannot load the file (set debug to see why)")
-        self._vocab = C.llama_model_get_vocab(self.handle)
+        self.vocab = self._vocab = C.llama_model_get_vocab(self.handle)
         self.n_vocab: int = C.llama_vocab_n_tokens(self._vocab)
         self.context_train: int = C.llama_model_n_ctx_train(self.handle)
         self.adds_bos: bool = C.llama_vocab_get_add_bos(self._vocab)

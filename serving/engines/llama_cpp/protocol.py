@@ -22,8 +22,10 @@ from tidegate.routing.domain import (
     FinishReason,
     FirstToken,
     InputKind,
+    OutputFormat,
     Sampling,
     SequenceOutput,
+    TokenLogprob,
     Usage,
     Work,
 )
@@ -151,8 +153,14 @@ def pack_work(sid: int, work: Work, text: str, waited_ms: float) -> Frame:
         "start_index": work.start_index,
         "replay": list(work.replay_token_ids),
         "adapter": work.adapter,
+        "format": asdict(work.format),
+        "top_logprobs": work.top_logprobs,
         "waited_ms": waited_ms,
     }
+
+
+def _unpack_sampling(frame: Frame) -> Sampling:
+    return Sampling(**frame | {"logit_bias": tuple((token, bias) for token, bias in frame["logit_bias"])})
 
 
 def unpack_work(frame: Frame) -> Work:
@@ -162,7 +170,7 @@ def unpack_work(frame: Frame) -> Work:
         variant_digest="",
         input_kind=InputKind(frame["kind"]),
         input=frame["text"].encode(),
-        sampling=Sampling(**frame["sampling"]),
+        sampling=_unpack_sampling(frame["sampling"]),
         max_tokens=frame["max_tokens"],
         stop=tuple(frame["stop"]),
         prefix_hashes=tuple(bytes.fromhex(name) for name in frame["prefix"]),
@@ -172,6 +180,8 @@ def unpack_work(frame: Frame) -> Work:
         start_index=frame["start_index"],
         replay_token_ids=tuple(frame["replay"]),
         adapter=frame["adapter"],
+        format=OutputFormat(**frame["format"]),
+        top_logprobs=frame["top_logprobs"],
     )
 
 
@@ -185,11 +195,12 @@ class Emission:
     text: str = ""
     first_token: FirstToken | None = None
     finish: Finish | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def pack_emission(emission: Emission) -> list[Any]:
     first, finish = emission.first_token, emission.finish
-    return [
+    packed = [
         emission.sid,
         emission.first_index,
         emission.token_ids,
@@ -198,10 +209,13 @@ def pack_emission(emission: Emission) -> list[Any]:
         and [first.queue_ms, first.prefill_ms, first.cached_tokens, first.batch_size, first.prompt_tokens],
         finish and _pack_finish(finish),
     ]
+    if emission.logprobs:
+        packed.append([_pack_logprob(each) for each in emission.logprobs])
+    return packed
 
 
 def unpack_emission(item: list[Any], key: AttemptKey) -> SequenceOutput:
-    _, first_index, token_ids, text, first, finish = item
+    _, first_index, token_ids, text, first, finish, *logprobs = item
     return SequenceOutput(
         key=key,
         first_index=first_index,
@@ -210,7 +224,19 @@ def unpack_emission(item: list[Any], key: AttemptKey) -> SequenceOutput:
         text=text,
         first_token=FirstToken(*first) if first else None,
         finish=_unpack_finish(finish) if finish else None,
+        logprobs=tuple(_unpack_logprob(each) for each in logprobs[0]) if logprobs else (),
     )
+
+
+def _pack_logprob(odds: TokenLogprob) -> list[Any]:
+    top = [_pack_logprob(each) for each in odds.top]
+    return [odds.token_id, odds.text.hex(), odds.logprob, top, odds.margin, odds.entropy]
+
+
+def _unpack_logprob(item: list[Any]) -> TokenLogprob:
+    token_id, text, logprob, top, margin, entropy = item
+    likeliest = tuple(_unpack_logprob(each) for each in top)
+    return TokenLogprob(int(token_id), bytes.fromhex(text), float(logprob), likeliest, margin, entropy)
 
 
 def _pack_finish(finish: Finish) -> list[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
 from typing import TypeVar
 
+from serving.engines.llama_cpp.constraint import Constraint
 from serving.engines.llama_cpp.native import C, Context, Model, Tokens
 from tidegate.routing.domain import Sampling
 
@@ -39,7 +41,8 @@ def position_seed(seed: int, index: int) -> int:
 class SamplerChain:
     """Chooses tokens for one sequence. Must be closed.
 
-    Order: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 draws the likeliest token.
+    Order: biases, penalties, top-k, top-p, min-p, temperature, draw; temperature 0 draws the likeliest token.
+    `constraint` is closed with the chain.
     """
 
     def __init__(
@@ -49,10 +52,14 @@ class SamplerChain:
         defaults: SamplingDefaults,
         prompt: Tokens,
         context_tokens: int,
+        constraint: Constraint | None = None,
     ) -> None:
+        self._constraint = constraint
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         self._length = 0
         self._seed: int | None = None
+        if sampling.logit_bias:
+            self._add_biases(model, sampling)
         self._add_penalties(model, sampling, prompt, context_tokens)
         temperature = _or(sampling.temperature, defaults.temperature)
         if temperature <= 0.0:
@@ -71,6 +78,13 @@ class SamplerChain:
         seed = secrets.randbelow(_RANDOM_SEED) if self._seed is None else position_seed(self._seed, 0)
         self._add(C.llama_sampler_init_dist(seed))
 
+    def _add_biases(self, model: Model, sampling: Sampling) -> None:
+        known = [(token, bias) for token, bias in sampling.logit_bias if token < model.n_vocab]
+        biases = (C.llama_logit_bias * len(known))(
+            *(C.llama_logit_bias(token, -math.inf if bias <= -100.0 else bias) for token, bias in known)
+        )
+        self._add(C.llama_sampler_init_logit_bias(model.n_vocab, len(known), biases))
+
     def _add_penalties(self, model: Model, sampling: Sampling, prompt: Tokens, context_tokens: int) -> None:
         repeat = _or(sampling.repeat_penalty, 1.0)
         if repeat != 1.0:
@@ -88,21 +102,28 @@ class SamplerChain:
         self._length += 1
 
     def sample(self, context: Context, entry: int, index: int) -> int:
-        """The token at output `index`, from the logits of batch entry `entry`."""
+        """The token at output `index`, from the logits of batch entry `entry`; DEAD_END when none fits."""
         if self._seed is not None:
             last = self._length - 1
             C.llama_sampler_free(C.llama_sampler_chain_remove(self._chain, last))
             C.llama_sampler_chain_add(
                 self._chain, C.llama_sampler_init_dist(position_seed(self._seed, index))
             )
+        if self._constraint is not None:
+            return self._constraint.choose(self._chain, context, entry)
         token: int = C.llama_sampler_sample(self._chain, context.handle, entry)
         return token
 
-    def replay(self, token: int) -> None:
-        """Counts a token that was chosen elsewhere."""
+    def replay(self, token: int) -> bool:
+        """Counts a token that was chosen elsewhere; False when it cannot have been."""
+        if self._constraint is not None and not self._constraint.replay(token):
+            return False
         C.llama_sampler_accept(self._chain, token)
+        return True
 
     def close(self) -> None:
+        if self._constraint is not None:
+            self._constraint.close()
         C.llama_sampler_free(self._chain)
 
 

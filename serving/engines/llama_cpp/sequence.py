@@ -14,14 +14,15 @@ from serving.engines.llama_cpp.prefix import Lease, Slot
 from serving.engines.llama_cpp.protocol import Emission
 from serving.engines.llama_cpp.sampling import SamplerChain
 from serving.engines.llama_cpp.text import TextAssembler
-from tidegate.routing.domain import Failure, Finish, FinishReason, FirstToken, Usage, Work
+from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, FirstToken, Usage, Work
 
 
 @dataclass(slots=True)
 class Prepared:
     """Work whose input has become tokens: `prompt` includes replayed ones; or why it could not.
 
-    `names` are the work's prefix blocks with the number of prompt tokens that each stands for.
+    `names` are the work's prefix blocks with the number of prompt tokens that each stands for, `grammar` is
+    what its format comes to.
     """
 
     sid: int
@@ -31,6 +32,7 @@ class Prepared:
     arrived_ms: float
     failure: Failure | None = None
     names: NamedPositions = ()
+    grammar: str = ""
 
 
 @dataclass(slots=True)
@@ -110,6 +112,11 @@ class Running:
             text += self.text.flush()
             finish = self.finish(FinishReason.LENGTH)
         return Emission(self.sid, at, (token,), text, first, finish)
+
+    def dead_end(self) -> Emission:
+        """Its grammar leaves no token of this model to choose."""
+        failure = Failure(Cause.INVALID_INPUT, "the format leaves no token of this model to go on with")
+        return Emission(self.sid, self.index, (), self.text.flush(), None, self.finish(failure))
 
     def finish(self, result: FinishReason | Failure) -> Finish:
         return Finish(result, Usage(self.prompt_tokens, self.index, self.cached))

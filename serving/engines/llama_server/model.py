@@ -7,6 +7,9 @@ from serving.engines.llama_cpp.gguf_check import read_gguf
 from serving.engines.llama_cpp.variants.plan import Load, model_bytes, require_fit
 from serving.engines.llama_server.settings import LlamaServerSettings
 from tidegate.routing.domain import Variant
+from tidegate.routing.domain.work import GRAMMAR, JSON_SCHEMA, LOGIT_BIAS
+
+_OWN = (JSON_SCHEMA, GRAMMAR, LOGIT_BIAS)
 
 
 def describe_file(settings: LlamaServerSettings) -> Variant:
@@ -23,7 +26,8 @@ def describe_file(settings: LlamaServerSettings) -> Variant:
         quantization=entry.quantization if entry else contents.header.quantization,
         context_tokens=settings.context_tokens,
         perplexity=entry.perplexity if entry else None,
-        capabilities=frozenset({"text", "chat"}),
+        # Another program in its place may ignore what it does not know.
+        capabilities=frozenset({"text", "chat", *(() if settings.command else _OWN)}),
         aliases=settings.aliases,
         accuracy=entry.figures.accuracy if entry and entry.figures else None,
     )

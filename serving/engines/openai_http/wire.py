@@ -6,9 +6,19 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from serving.engines.json_grammar import grammar_of
 from serving.engines.openai_http.failures import failure_of_error, upstream_failed
 from serving.engines.openai_http.sse import SseEvent
-from tidegate.routing.domain import Failure, FinishReason, InputKind, Message, Sampling, Usage, Work
+from tidegate.routing.domain import (
+    Failure,
+    FinishReason,
+    InputKind,
+    Message,
+    OutputFormat,
+    Sampling,
+    Usage,
+    Work,
+)
 from tidegate.routing.embedding import unpack_texts
 from tidegate.routing.prefix import parse_canonical
 
@@ -49,6 +59,7 @@ def upstream_request(
     elif work.stop:
         body["stop"] = list(work.stop)
     body.update(sampling_fields(work.sampling))
+    body.update(_format_fields(work.format, is_llama_server=is_llama_server))
     if work.input_kind is InputKind.CHAT:
         messages = parse_canonical(work.input)
         if not messages:
@@ -59,14 +70,27 @@ def upstream_request(
     return UpstreamRequest("/completions", body)
 
 
-def sampling_fields(sampling: Sampling) -> dict[str, float | int]:
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
     """Only what is set. vLLM and SGLang call the repeat penalty repetition_penalty: both names are sent."""
-    fields: dict[str, float | int] = {
+    fields: dict[str, Any] = {
         name: value for name in _SAMPLING_FIELDS if (value := getattr(sampling, name)) is not None
     }
     if sampling.repeat_penalty is not None:
         fields["repeat_penalty"] = fields["repetition_penalty"] = sampling.repeat_penalty
+    if sampling.logit_bias:
+        fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     return fields
+
+
+def _format_fields(format: OutputFormat, *, is_llama_server: bool) -> dict[str, Any]:
+    """llama-server gets our own grammar, which refuses what it cannot enforce. Raises ValueError for that."""
+    if not format:
+        return {}
+    if is_llama_server:
+        grammar = format.grammar or grammar_of(format.json_schema, or_text=format.or_text)
+        return {"grammar": grammar}
+    schema = {"name": "answer", "schema": json.loads(format.json_schema), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _message(message: Message) -> dict[str, str]:

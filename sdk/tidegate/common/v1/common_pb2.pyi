@@ -171,6 +171,7 @@ class Sampling(google.protobuf.message.Message):
     PRESENCE_PENALTY_FIELD_NUMBER: builtins.int
     REPEAT_PENALTY_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: builtins.int
     temperature: builtins.float
     """0 is greedy; at most 2."""
     top_p: builtins.float
@@ -187,6 +188,10 @@ class Sampling(google.protobuf.message.Message):
     """1 switches it off."""
     seed: builtins.int
     """Same seed, model and prompt aim at the same output; exact only where a node declares it."""
+    @property
+    def logit_bias(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LogitBias]:
+        """Added to the logits of single tokens of the model that answers."""
+
     def __init__(
         self,
         *,
@@ -198,9 +203,10 @@ class Sampling(google.protobuf.message.Message):
         presence_penalty: builtins.float | None = ...,
         repeat_penalty: builtins.float | None = ...,
         seed: builtins.int | None = ...,
+        logit_bias: collections.abc.Iterable[global___LogitBias] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_frequency_penalty", b"_frequency_penalty"]) -> typing.Literal["frequency_penalty"] | None: ...
     @typing.overload
@@ -219,6 +225,92 @@ class Sampling(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
 
 global___Sampling = Sampling
+
+@typing.final
+class LogitBias(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: builtins.int
+    BIAS_FIELD_NUMBER: builtins.int
+    token_id: builtins.int
+    bias: builtins.float
+    """[-100, 100]; -100 forbids the token."""
+    def __init__(
+        self,
+        *,
+        token_id: builtins.int = ...,
+        bias: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bias", b"bias", "token_id", b"token_id"]) -> None: ...
+
+global___LogitBias = LogitBias
+
+@typing.final
+class OutputFormat(google.protobuf.message.Message):
+    """What an answer must look like, enforced token by token while it is generated. Unset for plain text."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: builtins.int
+    GRAMMAR_FIELD_NUMBER: builtins.int
+    OR_TEXT_FIELD_NUMBER: builtins.int
+    json_schema: builtins.str
+    """A JSON schema as JSON text. What cannot be enforced in it is INVALID_ARGUMENT or INVALID_INPUT by name."""
+    grammar: builtins.str
+    """A grammar in llama.cpp's GBNF, with a rule `root`."""
+    or_text: builtins.bool
+    """Beside `json_schema`: the model may also answer with text that does not begin with "{"."""
+    def __init__(
+        self,
+        *,
+        json_schema: builtins.str = ...,
+        grammar: builtins.str = ...,
+        or_text: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["grammar", b"grammar", "json_schema", b"json_schema", "kind", b"kind", "or_text", b"or_text"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["json_schema", "grammar"] | None: ...
+
+global___OutputFormat = OutputFormat
+
+@typing.final
+class TokenLogprob(google.protobuf.message.Message):
+    """How likely one output token was among all, from the model's own logits before any sampling option."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    LOGPROB_FIELD_NUMBER: builtins.int
+    TOP_FIELD_NUMBER: builtins.int
+    MARGIN_FIELD_NUMBER: builtins.int
+    ENTROPY_FIELD_NUMBER: builtins.int
+    token_id: builtins.int
+    text: builtins.bytes
+    """The token's bytes, which need not be valid UTF-8 alone."""
+    logprob: builtins.float
+    """Natural logarithm of its probability."""
+    margin: builtins.float
+    """Difference between the probabilities of the two likeliest tokens, in [0, 1]."""
+    entropy: builtins.float
+    """Entropy of the distribution, in nats."""
+    @property
+    def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenLogprob]:
+        """The likeliest tokens instead of it, best first; `top` of these is empty."""
+
+    def __init__(
+        self,
+        *,
+        token_id: builtins.int = ...,
+        text: builtins.bytes = ...,
+        logprob: builtins.float = ...,
+        top: collections.abc.Iterable[global___TokenLogprob] | None = ...,
+        margin: builtins.float = ...,
+        entropy: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entropy", b"entropy", "logprob", b"logprob", "margin", b"margin", "text", b"text", "token_id", b"token_id", "top", b"top"]) -> None: ...
+
+global___TokenLogprob = TokenLogprob
 
 @typing.final
 class Budget(google.protobuf.message.Message):

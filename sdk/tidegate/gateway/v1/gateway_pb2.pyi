@@ -171,6 +171,8 @@ class GenerateRequest(google.protobuf.message.Message):
     EXPLAIN_FIELD_NUMBER: builtins.int
     TAKES_FOLLOWING_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, unique per request: 1 to 128 characters of [A-Za-z0-9._:-]."""
     prompt: builtins.str
@@ -197,6 +199,8 @@ class GenerateRequest(google.protobuf.message.Message):
     """The client reads GenerateResponse.following: events that are there at the same time may share a message."""
     adapter: builtins.str
     """LoRA adapter of the model to answer with; only nodes that have it are asked. Empty for none."""
+    top_logprobs: builtins.int
+    """Give each token's log probability and this many of the likeliest tokens, 0 to 20; unset gives none."""
     @property
     def chat(self) -> global___MessageList:
         """A conversation, rendered with the model's chat template on the node."""
@@ -209,6 +213,10 @@ class GenerateRequest(google.protobuf.message.Message):
 
     @property
     def budget(self) -> tidegate.common.v1.common_pb2.Budget: ...
+    @property
+    def format(self) -> tidegate.common.v1.common_pb2.OutputFormat:
+        """Only nodes that can enforce it are asked."""
+
     def __init__(
         self,
         *,
@@ -230,11 +238,15 @@ class GenerateRequest(google.protobuf.message.Message):
         explain: builtins.bool = ...,
         takes_following: builtins.bool = ...,
         adapter: builtins.str = ...,
+        format: tidegate.common.v1.common_pb2.OutputFormat | None = ...,
+        top_logprobs: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "budget", b"budget", "chat", b"chat", "input", b"input", "min_p_good", b"min_p_good", "prompt", b"prompt", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "adapter", b"adapter", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "takes_following", b"takes_following"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "_top_logprobs", b"_top_logprobs", "budget", b"budget", "chat", b"chat", "format", b"format", "input", b"input", "min_p_good", b"min_p_good", "prompt", b"prompt", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "_top_logprobs", b"_top_logprobs", "adapter", b"adapter", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "format", b"format", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "takes_following", b"takes_following", "top_logprobs", b"top_logprobs"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_p_good", b"_min_p_good"]) -> typing.Literal["min_p_good"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_top_logprobs", b"_top_logprobs"]) -> typing.Literal["top_logprobs"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["chat", "prompt"] | None: ...
 
@@ -420,6 +432,7 @@ class Chunk(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     UNIT_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     attempt_no: builtins.int
     """Number of the attempt, rising within the request."""
     first_index: builtins.int
@@ -431,6 +444,10 @@ class Chunk(google.protobuf.message.Message):
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Empty when the engine has none."""
 
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[tidegate.common.v1.common_pb2.TokenLogprob]:
+        """One for each token of the chunk; only where GenerateRequest.top_logprobs is set."""
+
     def __init__(
         self,
         *,
@@ -440,8 +457,9 @@ class Chunk(google.protobuf.message.Message):
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         text: builtins.str = ...,
         unit: tidegate.common.v1.common_pb2.Unit.ValueType = ...,
+        logprobs: collections.abc.Iterable[tidegate.common.v1.common_pb2.TokenLogprob] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt_no", b"attempt_no", "count", b"count", "first_index", b"first_index", "text", b"text", "token_ids", b"token_ids", "unit", b"unit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt_no", b"attempt_no", "count", b"count", "first_index", b"first_index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "unit", b"unit"]) -> None: ...
 
 global___Chunk = Chunk
 

@@ -600,6 +600,7 @@ class SequenceOutput(google.protobuf.message.Message):
     FIRST_TOKEN_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
     VECTORS_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     first_index: builtins.int
     count: builtins.int
     text: builtins.str
@@ -614,6 +615,10 @@ class SequenceOutput(google.protobuf.message.Message):
     def first_token(self) -> global___FirstToken: ...
     @property
     def finish(self) -> global___Finish: ...
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[tidegate.common.v1.common_pb2.TokenLogprob]:
+        """One for each token; only where Work.top_logprobs is set."""
+
     def __init__(
         self,
         *,
@@ -626,9 +631,10 @@ class SequenceOutput(google.protobuf.message.Message):
         first_token: global___FirstToken | None = ...,
         finish: global___Finish | None = ...,
         vectors: builtins.bytes = ...,
+        logprobs: collections.abc.Iterable[tidegate.common.v1.common_pb2.TokenLogprob] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["finish", b"finish", "first_token", b"first_token", "key", b"key"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["count", b"count", "finish", b"finish", "first_index", b"first_index", "first_token", b"first_token", "key", b"key", "text", b"text", "token_ids", b"token_ids", "unit", b"unit", "vectors", b"vectors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "finish", b"finish", "first_index", b"first_index", "first_token", b"first_token", "key", b"key", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "unit", b"unit", "vectors", b"vectors"]) -> None: ...
 
 global___SequenceOutput = SequenceOutput
 
@@ -747,6 +753,8 @@ class Work(google.protobuf.message.Message):
     WORK_SEQ_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
     MOST_AHEAD_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     variant_digest: builtins.str
     input_kind: global___InputKind.ValueType
@@ -773,6 +781,7 @@ class Work(google.protobuf.message.Message):
     """Sequences, running and waiting, that the sender believes may be there at most; with more of them and no free
     slot the node bounces the work, and the sender has another node for it. Unset: taken whatever is there.
     """
+    top_logprobs: builtins.int
     @property
     def key(self) -> global___AttemptKey: ...
     @property
@@ -785,6 +794,8 @@ class Work(google.protobuf.message.Message):
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
     def replay_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def format(self) -> tidegate.common.v1.common_pb2.OutputFormat: ...
     def __init__(
         self,
         *,
@@ -808,13 +819,17 @@ class Work(google.protobuf.message.Message):
         work_seq: builtins.int = ...,
         adapter: builtins.str = ...,
         most_ahead: builtins.int | None = ...,
+        format: tidegate.common.v1.common_pb2.OutputFormat | None = ...,
+        top_logprobs: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "key", b"key", "most_ahead", b"most_ahead", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "ttft_remaining_ms", b"ttft_remaining_ms"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_ttft_remaining_ms", b"_ttft_remaining_ms", "adapter", b"adapter", "credits", b"credits", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "most_ahead", b"most_ahead", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_top_logprobs", b"_top_logprobs", "_ttft_remaining_ms", b"_ttft_remaining_ms", "format", b"format", "key", b"key", "most_ahead", b"most_ahead", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "top_logprobs", b"top_logprobs", "ttft_remaining_ms", b"ttft_remaining_ms"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_top_logprobs", b"_top_logprobs", "_ttft_remaining_ms", b"_ttft_remaining_ms", "adapter", b"adapter", "credits", b"credits", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "format", b"format", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "most_ahead", b"most_ahead", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "top_logprobs", b"top_logprobs", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_most_ahead", b"_most_ahead"]) -> typing.Literal["most_ahead"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_remaining_ms", b"_remaining_ms"]) -> typing.Literal["remaining_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_top_logprobs", b"_top_logprobs"]) -> typing.Literal["top_logprobs"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_ttft_remaining_ms", b"_ttft_remaining_ms"]) -> typing.Literal["ttft_remaining_ms"] | None: ...
 

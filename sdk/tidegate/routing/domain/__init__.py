@@ -4,9 +4,11 @@ from tidegate.routing.domain.chat import (
     Budget,
     FinishReason,
     Message,
+    OutputFormat,
     Role,
     Sampling,
     Timings,
+    TokenLogprob,
     Unit,
     Usage,
 )
@@ -58,6 +60,7 @@ from tidegate.routing.domain.work import (
     SequenceOutput,
     StepBatch,
     Work,
+    needed_capabilities,
 )
 
 __all__ = [
@@ -93,6 +96,7 @@ __all__ = [
     "NodeLoad",
     "NodeState",
     "OnMiss",
+    "OutputFormat",
     "Placement",
     "ReplayClass",
     "Restarted",
@@ -108,6 +112,7 @@ __all__ = [
     "StepBatch",
     "Tier",
     "Timings",
+    "TokenLogprob",
     "Unit",
     "Usage",
     "Variant",
@@ -115,4 +120,5 @@ __all__ = [
     "adapter_capability",
     "is_kind",
     "is_up",
+    "needed_capabilities",
 ]

@@ -37,6 +37,38 @@ class Sampling:
     presence_penalty: float | None = None
     repeat_penalty: float | None = None
     seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """What an answer must look like: a JSON schema (JSON text) or a GBNF grammar; both empty for plain text.
+
+    With `or_text` text that does not begin with "{" will do instead of what the schema describes.
+    """
+
+    json_schema: str = ""
+    grammar: str = ""
+    or_text: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.json_schema or self.grammar)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was, from the model's logits before any sampling option.
+
+    `logprob` is a natural logarithm. `top` holds the likeliest tokens, best first (their own `top` is empty);
+    `margin` is the distance of the two best probabilities, `entropy` in nats.
+    """
+
+    token_id: int
+    text: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+    margin: float = 0.0
+    entropy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tidegate.routing.domain.chat import FinishReason, Timings, Unit, Usage
+from tidegate.routing.domain.chat import FinishReason, Timings, TokenLogprob, Unit, Usage
 from tidegate.routing.domain.node import Tier
 
 
@@ -78,6 +78,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     unit: Unit = Unit.TOKEN
     vectors: bytes = b""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

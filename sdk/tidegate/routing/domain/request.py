@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tidegate.routing.domain.chat import Budget, Message, Sampling
+from tidegate.routing.domain.chat import Budget, Message, OutputFormat, Sampling
 from tidegate.routing.domain.node import SessionHint
 
 
@@ -27,7 +27,7 @@ class GenerateRequest:
 
     `remaining_ms` is the hard deadline as time left; None has none. `min_p_good` None takes the
     operator's level, `data_class` "" the key's floor, `max_tokens` 0 the operator's default. `adapter` names
-    a LoRA adapter of the model, "" none.
+    a LoRA adapter of the model, "" none. `top_logprobs` None asks for no log probabilities.
     """
 
     request_id: str
@@ -50,6 +50,8 @@ class GenerateRequest:
     remaining_ms: float | None = None
     adapter: str = ""
     embed: tuple[str, ...] = ()
+    format: OutputFormat = OutputFormat()
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

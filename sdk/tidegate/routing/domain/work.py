@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
-from tidegate.routing.domain.chat import FinishReason, Sampling, Unit, Usage
+from tidegate.routing.domain.chat import FinishReason, OutputFormat, Sampling, TokenLogprob, Unit, Usage
+from tidegate.routing.domain.node import adapter_capability
+
+JSON_SCHEMA, GRAMMAR, LOGPROBS, LOGIT_BIAS = "json_schema", "grammar", "logprobs", "logit_bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,36 @@ class Work:
     work_seq: int = 0
     adapter: str = ""
     most_ahead: int | None = None
+    format: OutputFormat = OutputFormat()
+    top_logprobs: int | None = None
+
+
+class Asking(Protocol):
+    """What requests and works have in common of what not every variant can do."""
+
+    @property
+    def sampling(self) -> Sampling: ...
+
+    @property
+    def adapter(self) -> str: ...
+
+    @property
+    def format(self) -> OutputFormat: ...
+
+    @property
+    def top_logprobs(self) -> int | None: ...
+
+
+def needed_capabilities(asking: Asking) -> frozenset[str]:
+    """The capabilities without which a variant would answer something else than what is asked."""
+    needs = {
+        JSON_SCHEMA: asking.format.json_schema,
+        GRAMMAR: asking.format.grammar or asking.format.or_text,
+        LOGPROBS: asking.top_logprobs is not None,
+        LOGIT_BIAS: asking.sampling.logit_bias,
+        adapter_capability(asking.adapter): asking.adapter,
+    }
+    return frozenset(name for name, needed in needs.items() if needed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +137,7 @@ class SequenceOutput:
     """What one engine step gave one sequence: tokens [first_index, first_index + count).
 
     `vectors` are those of EMBED, packed.
+    `logprobs` has one entry for each of them, or none at all.
     """
 
     key: AttemptKey
@@ -114,6 +149,7 @@ class SequenceOutput:
     first_token: FirstToken | None = None
     finish: Finish | None = None
     vectors: bytes = b""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

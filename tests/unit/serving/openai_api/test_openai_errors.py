@@ -204,7 +204,7 @@ BAD_BODIES: list[tuple[bytes | dict[str, Any], str | None, str]] = [
     (b'{"messages": [{"role": "user", "content": "a"}], "x": ' + b"9" * 5000 + b"}", None, "invalid_json"),
     ({"model": "m"}, "messages", "missing_required_parameter"),
     (CHAT | {"tidegate": {"dataclass": "restricted"}}, "tidegate.dataclass", "unknown_parameter"),
-    (CHAT | {"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    (CHAT | {"functions": [{}]}, "functions", "unsupported_parameter"),
     (CHAT | {"temperature": "1"}, "temperature", "invalid_type"),
 ]
 
