@@ -1,9 +1,10 @@
 """The engine's child is killed, broken and stopped under load, and its sequences are cancelled at any moment.
 
 Faults: the engine as a node runs it, every slot busy and as many requests waiting. From the blow until the
-next request's first token counts. It may take as long as the first child of this run needed to be ready (without
-measuring its speeds), a second, and for a stopped child the watchdog's limit. Cancels: one stream after another
-is cancelled at a random moment while others run on, whose tokens are compared with an undisturbed run.
+next request's first token counts. It may take as long as the first child of this run needed to be ready
+(without measuring its speeds), a second, and for a stopped child the watchdog's limit. Cancels: one stream
+after another is cancelled at a random moment while others run on, whose tokens are compared with an
+undisturbed run.
 """
 
 from __future__ import annotations
