@@ -1,0 +1,154 @@
+"""Does the simulator agree with reality? The same requests on real programs and in the simulator.
+
+Four edge daemons with paced engines of unlike speed, a gateway with the policy, all as processes on this
+machine over real links. Arrivals are Poisson; lengths are drawn; prompts share no prefix. An answer is as
+long as its request allows, so that both know the same. The simulated gateway has the same policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass, replace
+
+import tidegate
+from benchmarks.common import Row, percentile, row, run
+from benchmarks.processes import Programs
+from simulator.fleet import FleetSpec, parse_fleet
+from simulator.policies import keeps
+from simulator.run import Simulation
+from simulator.trace import Arrival, Recorded, draw
+from tidegate_cli.stack.ports import free_ports
+
+POLICIES = ("round-robin", "least-outstanding", "tidegate")
+REQUESTS, RATE = 500, 8.0
+SPEEDS = {"fast": (4000.0, [[1, 50.0], [4, 30.0]]), "slow": (2500.0, [[1, 35.0], [4, 24.0]])}
+# Of the machine's own loop interface and programs, not of the nodes.
+RTT_MS = 2.0
+BUDGET = tidegate.Budget(ttft_ms=600, tpot_ms=60, total_ms=4000)
+WITHIN, POINTS = 10.0, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    ttft_ms: float
+    met: bool
+
+
+def fleet() -> FleetSpec:
+    nodes = [
+        {
+            "name": kind,
+            "count": 2,
+            "tier": "edge",
+            "variant": "oracle",
+            "slots": 4,
+            "queue_limit": 64,
+            "context_tokens": 8192,
+            "prefill_tps": prefill,
+            "prefill_chunk": 512,
+            "decode_tps": decode,
+            "cache_tokens": 0,
+            "rtt_ms": [RTT_MS, 0.0],
+        }
+        for kind, (prefill, decode) in SPEEDS.items()
+    ]
+    limits = {"ttft_ms": BUDGET.ttft_ms, "tpot_ms": BUDGET.tpot_ms, "total_ms": BUDGET.total_ms}
+    return parse_fleet({"version": 1, "node": nodes, "slo": [{"name": "all", "share": 1.0, **limits}]})
+
+
+def requests(count: int, spec: FleetSpec) -> list[Arrival]:
+    rng = random.Random(11)
+    at_s, recorded = 0.0, []
+    for _ in range(count):
+        at_s += rng.expovariate(RATE)
+        recorded.append(Recorded(at_s, int(rng.uniform(50, 800)), rng.randint(4, 44)))
+    return [replace(a, max_tokens=a.output_tokens) for a in draw(recorded, spec, seed=11)]
+
+
+def simulated(spec: FleetSpec, arrivals: list[Arrival], policy: str) -> list[Outcome]:
+    served = Simulation(spec, arrivals, policy, seed=1, gateway_policy=True).run()
+    return [
+        Outcome(s.ttft_s * 1000, s.node is not None and keeps(s.arrival, s.ttft_s, s.total_s)) for s in served
+    ]
+
+
+async def real(spec: FleetSpec, arrivals: list[Arrival], policy: str) -> list[Outcome]:
+    async with Programs() as programs:
+        await programs.start_gateway(f'[routing]\npolicy = "{policy}"\n')
+        for node in spec.nodes:
+            programs.ports = replace(programs.ports, edge_a=free_ports().edge_a)
+            engine = f"""
+[engine]
+kind = "oracle"
+model_name = "oracle"
+slots = {node.slots}
+queue_limit = {node.queue_limit}
+context_tokens = {node.context_tokens}
+[engine.oracle]
+prefill_tokens_per_s = {node.prefill_tps}
+decode = {json.dumps(node.decode)}
+cache_tokens = 0
+"""
+            await programs.start_edge(node.name, engine)
+        await programs.wait_nodes(len(spec.nodes))
+        async with tidegate.Client(programs.grpc_address) as client:
+            began_s = time.monotonic() + 0.5
+            return await asyncio.gather(*(_ask(client, a, began_s) for a in arrivals))
+
+
+async def _ask(client: tidegate.Client, arrival: Arrival, began_s: float) -> Outcome:
+    prompt = f"{arrival.number:08x}".ljust(arrival.prompt_tokens * 4, "x")
+    await asyncio.sleep(max(0.0, began_s + arrival.at_s - time.monotonic()))
+    started_s, first_s = time.monotonic(), None
+    try:
+        async with client.generate(prompt, budget=BUDGET, max_tokens=arrival.max_tokens) as stream:
+            async for chunk in stream:
+                if first_s is None and chunk.count:
+                    first_s = time.monotonic() - started_s
+    except tidegate.TidegateError:
+        first_s = None
+    total_s = time.monotonic() - started_s
+    if first_s is None:
+        return Outcome(float("inf"), False)
+    return Outcome(first_s * 1000, keeps(arrival, first_s, total_s))
+
+
+def compared(policy: str, ours: list[Outcome], theirs: list[Outcome]) -> list[Row]:
+    rows = []
+    for q in (50, 95):
+        sim, true = (percentile([o.ttft_ms for o in side], q / 100) for side in (ours, theirs))
+        rows.append(row(f"{policy}: TTFT p{q}, real", true, "ms"))
+        off = 100 * abs(sim / true - 1.0)
+        rows.append(row(f"{policy}: TTFT p{q}, simulated {sim:.0f} ms, is off by", off, "%", bar=WITHIN))
+    sim, true = (100 * sum(o.met for o in side) / len(side) for side in (ours, theirs))
+    rows.append(row(f"{policy}: budgets met, real", true, "%"))
+    off = abs(sim - true)
+    rows.append(row(f"{policy}: budgets met, simulated {sim:.1f} %, is off by", off, "points", bar=POINTS))
+    return rows
+
+
+async def measure(count: int, policies: tuple[str, ...]) -> list[Row]:
+    spec = fleet()
+    arrivals = requests(count, spec)
+    rows = [row("requests per policy", count, "requests", bar=REQUESTS, sense=">=")]
+    for policy in policies:
+        rows += compared(policy, simulated(spec, arrivals, policy), await real(spec, arrivals, policy))
+        print(f"{policy}: played", flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--policies", nargs="*", default=POLICIES, choices=POLICIES)
+    args = parser.parse_args()
+    return run("sim-real", lambda: measure(args.requests, tuple(args.policies)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
