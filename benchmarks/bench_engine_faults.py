@@ -1,188 +1,92 @@
 """The engine's child is killed, broken and stopped under load, and its sequences are cancelled at any moment.
 
-Faults: the engine as a node runs it, every slot busy and as many requests waiting. From the blow until the
-next request's first token counts. It may take as long as the first child of this run needed to be ready
-(without measuring its speeds), a second, and for a stopped child the watchdog's limit. Cancels: one stream
-after another is cancelled at a random moment while others run on, whose tokens are compared with an
-undisturbed run.
+Blows: the engine as a node runs it, every slot busy and as many requests waiting; and a real device daemon,
+asked over its local API. From the blow until the next request's first token counts. It may take as long as an
+engine needs to be ready (without measuring its speeds), a second, and for a stopped child the watchdog's
+limit. Cancels: one stream after another is cancelled at a random moment while others run on, whose tokens are
+compared with an undisturbed run, or with those of the oracle engine.
+
+It takes about seven minutes. `--part` measures one part and leaves the rows of the others in the result file.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import json
+import math
 import random
-import signal
-import statistics
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks.common import CannotMeasure, Row, percentile, row, run
-from benchmarks.engine.scenarios import prompt
-from benchmarks.engine.watched import Watched
+from benchmarks.common import RESULTS, ForeignLoad, Row, row, run
+from benchmarks.engine_faults.blows import SLOTS, measure_blows
+from benchmarks.engine_faults.cancels import Plan, measure_cancels
+from benchmarks.engine_faults.daemon import measure_daemon
 from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
+from serving.engines.llama_cpp.engine import LlamaCppEngine
 from serving.engines.llama_cpp.prepare import prepare
 from serving.engines.llama_cpp.settings import LlamaCppSettings
-from tidegate.routing.domain import AttemptKey, Cause, Failure
+from serving.engines.oracle import OracleEngine, OracleSettings
 
-SLOTS = 4
+NAME = "engine_faults"
+PARTS = ("blows", "daemon", "cancels", "oracle")
 HANG_S = 2.0
-ENDLESS = 900
-OTHERS = 3
-OTHERS_TOKENS = 400
-FREED_S = 10.0
-BLOWS = {"kill -9": signal.SIGKILL, "SIGSEGV": signal.SIGSEGV, "SIGSTOP": signal.SIGSTOP}
+ORACLE = OracleSettings(slots=SLOTS, prefill_tokens_per_s=20000.0, decode=((1, 250.0), (4, 200.0)))
 
 
-@dataclass(slots=True)
-class Blows:
-    """What the blows of one kind led to."""
-
-    served_s: list[float] = field(default_factory=list)
-    requests: int = 0
-    wrong: int = 0
-
-
-async def blow(watched: Watched, name: str, seen: Blows, rng: random.Random) -> None:
-    """One blow under load, and the next request."""
-    keys = [watched.submit(prompt(rng, 32), ENDLESS) for _ in range(2 * SLOTS)]
-    await watched.until(lambda: sum(bool(watched.outputs.get(key)) for key in keys) >= SLOTS)
-    await asyncio.sleep(rng.uniform(0.0, 0.3))
-    pid = watched.engine.child_pid
-    if pid is None:
-        raise CannotMeasure("the engine has no child before the blow")
-    struck_s = time.monotonic()
-    os.kill(pid, BLOWS[name])
-    await all_ended(watched, keys)
-    after = watched.submit(prompt(rng, 32), 8)
-    await watched.until(lambda: bool(watched.outputs.get(after)))
-    seen.served_s.append(time.monotonic() - struck_s)
-    await watched.until(lambda: bool(watched.finishes(after)))
-    expected = Cause.ENGINE_HUNG if name == "SIGSTOP" else Cause.ENGINE_CRASHED
-    seen.requests += len(keys)
-    seen.wrong += sum(not ended_once(watched, key, expected) for key in keys)
-    seen.wrong += isinstance(watched.finishes(after)[0].result, Failure)
+async def measure_part(part: str, args: argparse.Namespace, settings: LlamaCppSettings) -> list[Row]:
+    """Each part has random numbers of its own, so that alone it does what it does among the others."""
+    rng = random.Random(f"{part} {args.seed}")
+    load = ForeignLoad()
+    # A few of the blows are the daemon's.
+    through_daemon = args.faults // 4
+    if part == "blows":
+        rows = await measure_blows(settings, args.faults - through_daemon, rng)
+    elif part == "daemon":
+        rows = await measure_daemon(settings, through_daemon, rng)
+    elif part == "cancels":
+        plan = Plan("cancels", args.cancels, tokens=200, moment_s=0.06)
+        rows = await measure_cancels(LlamaCppEngine(settings), plan, rng)
+    else:
+        plan = Plan("oracle", args.cancels, tokens=400, moment_s=0.02, known=True)
+        rows = await measure_cancels(OracleEngine(ORACLE), plan, rng)
+    return [*rows, row(f"{part}: busy cores of others", load.cores(), "cores")]
 
 
-def ended_once(watched: Watched, key: AttemptKey, cause: Cause) -> bool:
-    """One finish, the last of its outputs, with this cause, and contiguous tokens before it."""
-    finishes, outputs = watched.finishes(key), watched.outputs[key]
-    result = finishes[0].result
-    typed = isinstance(result, Failure) and result.cause is cause
-    return typed and len(finishes) == 1 and outputs[-1].finish is not None and watched.contiguous(key)
-
-
-async def faults(settings: LlamaCppSettings, times: int, rng: random.Random) -> list[Row]:
-    watched = Watched(settings)
-    began_s = time.monotonic()
-    await watched.start()
-    load_s = time.monotonic() - began_s - watched.measure_s
-    seen = {name: Blows() for name in BLOWS}
-    try:
-        for number in range(times):
-            name = list(BLOWS)[number % len(BLOWS)]
-            await blow(watched, name, seen[name], rng)
-    finally:
-        await watched.stop()
-    rows = [row("load time: start until ready, without measuring speeds", load_s, "s")]
-    for name, of in seen.items():
-        limit_s = load_s + 1.0 + (HANG_S * 1.25 if name == "SIGSTOP" else 0.0)
-        served = f"{name}, {len(of.served_s)} times: next request served"
-        rows.append(row(f"{served}, worst", max(of.served_s), "s", bar=round(limit_s, 3)))
-        rows.append(row(f"{served}, median", statistics.median(of.served_s), "s"))
-        ended = f"{name}: of {of.requests} requests not ended by exactly one typed failure"
-        rows.append(row(ended, of.wrong, "requests", bar=0, sense="=="))
-    return rows
-
-
-@dataclass(slots=True)
-class Cancels:
-    """What the tries led to; the others are streams that nobody cancels."""
-
-    tries: int = 0
-    steps_until_free: list[int] = field(default_factory=list)
-    tokens_after: int = 0
-    others: int = 0
-    others_wrong: int = 0
-    others_identical: int = 0
-
-
-async def cancels(settings: LlamaCppSettings, tries: int, rng: random.Random) -> list[Row]:
-    watched = Watched(settings)
-    await watched.start()
-    prompts = [prompt(rng, 24) for _ in range(OTHERS)]
-    seen = Cancels()
-    try:
-        alone = [watched.submit(text, OTHERS_TOKENS) for text in prompts]
-        await all_ended(watched, alone)
-        whole = [watched.tokens(key) for key in alone]
-        while seen.tries < tries:
-            others = [watched.submit(text, OTHERS_TOKENS) for text in prompts]
-            cancelled: list[AttemptKey] = []
-            while seen.tries < tries and not all(watched.finishes(key) for key in others):
-                await one_cancel(watched, seen, cancelled, rng)
-            await all_ended(watched, others)
-            judge(watched, seen, others, whole)
-            seen.tokens_after += sum(watched.late.get(key, 0) for key in cancelled)
-    finally:
-        await watched.stop()
-    return [
-        row(
-            f"cancel, {seen.tries} tries: steps until free, worst", max(seen.steps_until_free), "steps", bar=1
-        ),
-        row("cancel: steps until free, p99", percentile(seen.steps_until_free, 0.99), "steps"),
-        row("cancel: tokens after it", seen.tokens_after, "tokens", bar=0, sense="=="),
-        row(f"of {seen.others} other streams with a gap or double", seen.others_wrong, "", bar=0, sense="=="),
-        row("others byte-identical to the undisturbed run", seen.others_identical / seen.others, "share"),
-    ]
-
-
-async def all_ended(watched: Watched, keys: list[AttemptKey]) -> None:
-    await watched.until(lambda: all(watched.finishes(key) for key in keys))
-
-
-async def one_cancel(
-    watched: Watched, seen: Cancels, cancelled: list[AttemptKey], rng: random.Random
-) -> None:
-    """Counts the steps between the call and the slot's return, without the one that runs at the call."""
-    key = watched.submit(prompt(rng, rng.randint(4, 64)), ENDLESS)
-    await asyncio.sleep(rng.uniform(0.0, 0.12))
-    if not watched.cancel(key):
-        return
-    before = watched.batches
-    async with asyncio.timeout(FREED_S):
-        while not watched.cancelled_are_free:
-            await asyncio.sleep(0)
-    seen.steps_until_free.append(max(0, watched.batches - before - 1))
-    seen.tries += 1
-    cancelled.append(key)
-
-
-def judge(watched: Watched, seen: Cancels, others: list[AttemptKey], whole: list[tuple[int, ...]]) -> None:
-    for key, tokens in zip(others, whole, strict=True):
-        seen.others += 1
-        complete = len(watched.finishes(key)) == 1 and not isinstance(
-            watched.finishes(key)[0].result, Failure
-        )
-        seen.others_wrong += not (complete and watched.contiguous(key))
-        seen.others_identical += watched.tokens(key) == tokens
+def kept(path: Path, parts: Sequence[str]) -> list[Row]:
+    """The rows of an earlier result file that belong to these parts."""
+    if not parts or not path.exists():
+        return []
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    rows = [Row(**each | {"value": math.nan if each["value"] is None else each["value"]}) for each in listed]
+    return [each for each in rows if each.name.partition(":")[0] in parts]
 
 
 async def measure() -> list[Row]:
     parser = argparse.ArgumentParser(description="the engine's child is struck under load, and cancelled")
-    parser.add_argument("--blows", type=int, default=50, help="blows in all (default 50)")
-    parser.add_argument("--cancels", type=int, default=1000, help="cancelled streams (default 1000)")
+    parser.add_argument(
+        "--faults", type=int, default=50, help="blows in all, a quarter of them on a daemon's"
+    )
+    parser.add_argument("--cancels", type=int, default=1000, help="cancelled streams of each engine")
+    parser.add_argument("--part", choices=PARTS, help="only this one (default all)")
     parser.add_argument("--seed", type=int, default=1, help="seed of moments and prompts (default 1)")
     args = parser.parse_args()
-    rng = random.Random(args.seed)
-    path = prepare(bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL)[0].path
+    path = (await asyncio.to_thread(prepare, bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL))[
+        0
+    ].path
     settings = LlamaCppSettings(
         model_path=path, model=MODEL, slots=SLOTS, context_tokens=1024, hang_timeout_s=HANG_S
     )
-    return [*await faults(settings, args.blows, rng), *await cancels(settings, args.cancels, rng)]
+    rows: list[Row] = []
+    for part in PARTS:
+        if args.part in (None, part):
+            rows += await measure_part(part, args, settings)
+        else:
+            rows += kept(RESULTS / f"{NAME}.json", [part])
+    return rows
 
 
 if __name__ == "__main__":
-    sys.exit(run("engine_faults", measure))
+    sys.exit(run(NAME, measure))

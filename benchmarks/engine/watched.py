@@ -1,4 +1,4 @@
-"""Our engine with every output kept: what came for whom, in which order, and what came after a cancel."""
+"""An engine with every output kept: what came for whom, in which order, and what came after a cancel."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Callable
 
 from benchmarks.common import CannotMeasure
 from benchmarks.engine.drivers import GREEDY
-from serving.engines.base import EngineUnavailable
-from serving.engines.llama_cpp.engine import LlamaCppEngine
-from serving.engines.llama_cpp.settings import LlamaCppSettings
-from tidegate.routing.domain import AttemptKey, Finish, InputKind, SequenceOutput, Work
+from serving.engines.base import Engine, EngineUnavailable
+from tidegate.routing.domain import AttemptKey, Finish, InputKind, SequenceOutput, TokenLogprob, Work
 
 _LIMIT_S = 60.0
 
@@ -24,12 +22,13 @@ class Watched:
     `late` counts outputs of cancelled sequences; `measure_s` is how long the child measured its speeds.
     """
 
-    def __init__(self, settings: LlamaCppSettings) -> None:
-        self.engine = LlamaCppEngine(settings)
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.outputs: dict[AttemptKey, list[SequenceOutput]] = {}
         self.late: dict[AttemptKey, int] = {}
         self.batches = 0
         self.measure_s = 0.0
+        self.digest = ""
         self._open: set[AttemptKey] = set()
         self._cancelled: set[AttemptKey] = set()
         self._numbers = itertools.count(1)
@@ -41,7 +40,7 @@ class Watched:
         log.setLevel(logging.INFO)
         log.addFilter(self._note_ready)
         try:
-            await self.engine.start()
+            self.digest = (await self.engine.start()).variants[0].digest
         except EngineUnavailable as error:
             raise CannotMeasure(str(error)) from error
         finally:
@@ -75,17 +74,23 @@ class Watched:
         if output.finish is not None:
             self._open.discard(output.key)
 
-    def submit(self, text: str, tokens: int) -> AttemptKey:
+    def submit(
+        self, text: str, tokens: int, *, after: tuple[int, ...] = (), top_logprobs: int | None = None
+    ) -> AttemptKey:
+        """`after`: the answer's first tokens, given instead of computed."""
         number = next(self._numbers)
         work = Work(
             key=AttemptKey(f"bench{number}", 1),
             # Tenants share nothing: nothing is found in the cache.
             tenant=f"fresh{number}",
-            variant_digest="",
+            variant_digest=self.digest,
             input_kind=InputKind.TEXT,
             input=text.encode(),
             sampling=GREEDY,
             max_tokens=tokens,
+            start_index=len(after),
+            replay_token_ids=after,
+            top_logprobs=top_logprobs,
         )
         self.engine.submit(work)
         self._open.add(work.key)
@@ -120,6 +125,9 @@ class Watched:
                 return False
             index += output.count
         return True
+
+    def logprobs(self, key: AttemptKey) -> tuple[TokenLogprob, ...]:
+        return tuple(each for output in self.outputs[key] for each in output.logprobs)
 
     def tokens(self, key: AttemptKey) -> tuple[int, ...]:
         return tuple(token for output in self.outputs[key] for token in output.token_ids)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench_engine_faults import kept
+from benchmarks.common import row
+from benchmarks.engine.watched import Watched
+from benchmarks.engine_faults.blows import Blows, rows_of
+from benchmarks.engine_faults.cancels import Plan, below_best, measure_cancels, parted
+from benchmarks.engine_faults.daemon import Told
+from serving.engines.oracle import OracleEngine, OracleSettings
+from tidegate.routing.domain import AttemptKey, SequenceOutput, TokenLogprob
+
+
+def test_where_two_answers_part() -> None:
+    assert parted((1, 2, 3), (1, 2, 3)) is None
+    assert parted((1, 2, 3), (1, 5, 3)) == 1
+    assert parted((1, 2, 3), (1, 2)) == 2
+    assert parted((), (7,)) == 0
+
+
+def test_a_token_is_judged_against_the_likeliest() -> None:
+    top = (TokenLogprob(4, b"a", -0.5), TokenLogprob(9, b"b", -0.75))
+    judged = TokenLogprob(4, b"a", -0.5, top)
+    assert below_best(judged, 4) == 0.0
+    assert below_best(judged, 9) == 0.25
+    assert below_best(judged, 5) == float("inf")
+
+
+def test_only_the_watchdogs_limit_makes_the_bar_longer() -> None:
+    seen = {"kill -9": Blows([1.4, 1.6], 8, 0), "SIGSEGV": Blows(), "SIGSTOP": Blows([3.4], 8, 1)}
+    rows = {each.name: each for each in rows_of("blows", seen, 0.5, 2.0)}
+    killed = rows["blows: kill -9, 2 times: next request served, worst"]
+    assert (killed.value, killed.bar, killed.holds) == (1.6, "<= 1.5 s", False)
+    assert rows["blows: SIGSTOP, 1 times, watchdog 2 s: next request served, worst"].bar == "<= 3.5 s"
+    assert not rows["blows: SIGSTOP: of 8 requests not ended by exactly one engine_hung"].holds
+    assert not any("SIGSEGV" in name for name in rows)
+
+
+def test_a_stream_tells_its_error_and_what_came_after_it() -> None:
+    told = Told()
+    for line in (
+        b'data: {"choices": []}\n',
+        b"\n",
+        b'data: {"error": {"code": "engine_hung"}}\n',
+        b"data: [DONE]\n",
+    ):
+        told.take(line)
+    assert (told.pieces, told.errors, told.after, told.whole) == (1, ["engine_hung"], 0, False)
+    told.take(b'data: {"choices": []}\n')
+    assert told.after == 1
+
+
+def test_rows_of_other_parts_are_kept(tmp_path: Path) -> None:
+    rows = [row("blows: a", 1.0, "s"), row("daemon: b", 2.0, "s", bar=1.0), row("busy cores", 1.0, "cores")]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps([{"name": r.name, "value": r.value, "unit": r.unit, "bar": r.bar,
+                                 "holds": r.holds} for r in rows]))  # fmt: skip
+    assert kept(path, ["daemon"]) == [rows[1]]
+    assert kept(path, []) == kept(tmp_path / "none.json", ["daemon"]) == []
+
+
+def test_outputs_that_begin_elsewhere_are_a_gap_or_a_double() -> None:
+    watched, key = Watched(OracleEngine(OracleSettings())), AttemptKey("r", 1)
+    for second, well in ((2, True), (1, False), (3, False)):
+        watched.outputs[key] = [SequenceOutput(key, 0, 2), SequenceOutput(key, second, 1)]
+        assert watched.contiguous(key) is well
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_streams_beside_cancels_are_compared_with_the_oracle(
+    monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    if wrong:
+        monkeypatch.setattr("benchmarks.engine_faults.cancels.oracle_tokens", lambda *_: (1, 2, 3))
+    engine = OracleEngine(OracleSettings(prefill_tokens_per_s=1e6, decode=((1, 2000.0),)))
+    plan = Plan("oracle", tries=5, tokens=30, moment_s=0.003, known=True)
+    rows = asyncio.run(measure_cancels(engine, plan, random.Random(1)))
+    share = next(each for each in rows if "byte-identical" in each.name)
+    assert (share.value, share.holds) == ((0.0, False) if wrong else (1.0, True))
+    assert next(each for each in rows if "after the cancel" in each.name).holds
