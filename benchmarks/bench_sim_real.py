@@ -13,6 +13,8 @@ import json
 import random
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import tidegate
@@ -22,13 +24,14 @@ from simulator.fleet import FleetSpec, parse_fleet
 from simulator.policies import keeps
 from simulator.run import Simulation
 from simulator.trace import Arrival, Recorded, draw
+from tidegate.routing.prefix import canonical_bytes
 from tidegate_cli.stack.ports import free_ports
 
 POLICIES = ("round-robin", "least-outstanding", "tidegate")
 REQUESTS, RATE = 500, 8.0
 SPEEDS = {"fast": (4000.0, [[1, 50.0], [4, 30.0]]), "slow": (2500.0, [[1, 35.0], [4, 24.0]])}
-# Of the machine's own loop interface and programs, not of the nodes.
-RTT_MS = 2.0
+# Requests, one after the other, that show what client, gateway and link add on this machine.
+ALONE = 40
 BUDGET = tidegate.Budget(ttft_ms=600, tpot_ms=60, total_ms=4000)
 WITHIN, POINTS = 10.0, 2.0
 
@@ -39,7 +42,7 @@ class Outcome:
     met: bool
 
 
-def fleet() -> FleetSpec:
+def fleet(rtt_ms: float) -> FleetSpec:
     nodes = [
         {
             "name": kind,
@@ -53,7 +56,7 @@ def fleet() -> FleetSpec:
             "prefill_chunk": 512,
             "decode_tps": decode,
             "cache_tokens": 0,
-            "rtt_ms": [RTT_MS, 0.0],
+            "rtt_ms": [rtt_ms, 0.0],
         }
         for kind, (prefill, decode) in SPEEDS.items()
     ]
@@ -78,6 +81,26 @@ def simulated(spec: FleetSpec, arrivals: list[Arrival], policy: str) -> list[Out
 
 
 async def real(spec: FleetSpec, arrivals: list[Arrival], policy: str) -> list[Outcome]:
+    async with _running(spec, policy) as client:
+        began_s = time.monotonic() + 0.5
+        return await asyncio.gather(*(_ask(client, a, began_s) for a in arrivals))
+
+
+async def added_ms(spec: FleetSpec) -> float:
+    """TTFT minus the node's own stamps, median of requests that are alone: no node's time is in it."""
+    async with _running(spec, "round-robin") as client:
+        return percentile([await _added(client, number) for number in range(ALONE)], 0.5)
+
+
+async def _added(client: tidegate.Client, number: int) -> float:
+    await asyncio.sleep(0.05)
+    answer = await client.complete(f"{number:08x}" * 50, max_tokens=2)
+    assert answer.ttft_ms is not None
+    return answer.ttft_ms - answer.timings.queue_ms - answer.timings.prefill_ms
+
+
+@asynccontextmanager
+async def _running(spec: FleetSpec, policy: str) -> AsyncIterator[tidegate.Client]:
     async with Programs() as programs:
         await programs.start_gateway(f'[routing]\npolicy = "{policy}"\n')
         for node in spec.nodes:
@@ -97,12 +120,12 @@ cache_tokens = 0
             await programs.start_edge(node.name, engine)
         await programs.wait_nodes(len(spec.nodes))
         async with tidegate.Client(programs.grpc_address) as client:
-            began_s = time.monotonic() + 0.5
-            return await asyncio.gather(*(_ask(client, a, began_s) for a in arrivals))
+            yield client
 
 
 async def _ask(client: tidegate.Client, arrival: Arrival, began_s: float) -> Outcome:
-    prompt = f"{arrival.number:08x}".ljust(arrival.prompt_tokens * 4, "x")
+    frame = len(canonical_bytes((tidegate.Message(tidegate.Role.USER, ""),)))
+    prompt = f"{arrival.number:08x}".ljust(max(8, arrival.prompt_tokens * 4 - frame), "x")
     await asyncio.sleep(max(0.0, began_s + arrival.at_s - time.monotonic()))
     started_s, first_s = time.monotonic(), None
     try:
@@ -133,9 +156,13 @@ def compared(policy: str, ours: list[Outcome], theirs: list[Outcome]) -> list[Ro
 
 
 async def measure(count: int, policies: tuple[str, ...]) -> list[Row]:
-    spec = fleet()
+    rtt_ms = await added_ms(fleet(0.0))
+    spec = fleet(rtt_ms)
     arrivals = requests(count, spec)
-    rows = [row("requests per policy", count, "requests", bar=REQUESTS, sense=">=")]
+    rows = [
+        row("requests per policy", count, "requests", bar=REQUESTS, sense=">="),
+        row("added by client, gateway and link: the simulated round trip", rtt_ms, "ms"),
+    ]
     for policy in policies:
         rows += compared(policy, simulated(spec, arrivals, policy), await real(spec, arrivals, policy))
         print(f"{policy}: played", flush=True)

@@ -37,6 +37,10 @@ from tidegate.routing.domain import (
 __all__ = ["OracleEngine", "OracleSettings", "oracle_length", "oracle_text", "oracle_tokens", "token_text"]
 
 
+# A loop that was later than this was held up, which no pace makes good.
+_LATE_S = 0.005
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """One step: how much of which prompt, and who decodes."""
@@ -64,6 +68,7 @@ class OracleEngine:
         self._ready = False
         self._stopping = False
         self._progress_s = 0.0
+        self._due_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self._restart: asyncio.TimerHandle | None = None
 
@@ -180,9 +185,14 @@ class OracleEngine:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
+                self._due_s = self._now()
                 continue
             plan = self._plan()
-            await asyncio.sleep(self._step_s(plan))
+            # Timers fire late. A step that follows another one begins when that one was due, or every step
+            # would be longer than configured by what the timers add.
+            began_s = max(self._due_s, self._now() - _LATE_S)
+            self._due_s = began_s + self._step_s(plan)
+            await asyncio.sleep(max(0.0, self._due_s - self._now()))
             await self._unhung.wait()
             self._finish_step(plan)
 

@@ -151,10 +151,10 @@ class PrefixCache:
 
 
 def decode_speed(curve: Sequence[tuple[int, float]], batch: int) -> float:
-    """Tokens/s per sequence at `batch`, linear between the curve's points and flat outside them."""
+    """Tokens/s per sequence at `batch`; a step's time is linear between the curve's points, flat outside."""
     below = max((point for point in curve if point[0] <= batch), default=curve[0])
     above = min((point for point in curve if point[0] >= batch), default=curve[-1])
     if above[0] <= below[0]:
         return below[1]
     share = (batch - below[0]) / (above[0] - below[0])
-    return below[1] + share * (above[1] - below[1])
+    return 1.0 / ((1.0 - share) / below[1] + share / above[1])

@@ -28,10 +28,15 @@ def frozen(fleet: LocalFleet, name: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+# Of a long prompt; computing it takes much longer than a short one.
+LONG = " and so on" * 400
+
+
 async def under_load(
     client: tidegate.Client, count: int, max_tokens: int, fault: Callable[[], None], victim: str = ""
 ) -> list[Asked]:
-    """Asks `count` at once; the fault comes when some on the victim run and others wait, or everywhere."""
+    """Asks `count` at once, every other one with a long prompt, so that on each node some answer while others
+    have no token yet. The fault comes with the victim's first token, or with the first anywhere."""
     started = asyncio.Event()
 
     def first_token(asked: Asked) -> None:
@@ -39,7 +44,9 @@ async def under_load(
             started.set()
 
     tasks = [
-        asyncio.create_task(ask(client, f"load {i}", first_token, placement="edge", max_tokens=max_tokens))
+        asyncio.create_task(
+            ask(client, f"load {i}{i % 2 * LONG}", first_token, placement="edge", max_tokens=max_tokens)
+        )
         for i in range(count)
     ]
     await asyncio.wait_for(started.wait(), 20.0)
