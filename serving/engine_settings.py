@@ -80,6 +80,10 @@ class LlamaCppSection(Section):
         default=True,
         description="Refuse to load a model that memory is too short for; `tidegate-edge plan` shows why",
     )
+    grammars: bool = Field(
+        default=False,
+        description="Take grammars that requests bring: for trusted clients only, a bad one hangs the engine",
+    )
     requantize_slow: bool = Field(
         default=False,
         description="Serve a Q4_0 copy, made once, of a file whose type (Q4_1, Q5_1) has no fast kernel here",

@@ -87,7 +87,7 @@ class SchemaError(ValueError):
 def grammar_of(schema_text: str, *, or_text: bool = False) -> str:
     """With `or_text` also any text that does not begin with a brace or white space. Raises SchemaError."""
     try:
-        schema = json.loads(schema_text)
+        schema = json.loads(schema_text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise SchemaError("the schema is not valid JSON") from None
     converter = _Converter(schema)
@@ -97,6 +97,10 @@ def grammar_of(schema_text: str, *, or_text: bool = False) -> str:
     if len(grammar) > MAX_GRAMMAR_CHARS:
         raise SchemaError(f"the schema's grammar is longer than {MAX_GRAMMAR_CHARS} characters")
     return grammar
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 class _Converter:
@@ -184,6 +188,8 @@ class _Converter:
         ]
         if not all(isinstance(p, dict) for p in resolved):
             return False
+        for part in resolved:
+            _named_members(part, "oneOf")
         kinds = ["number" if p.get("type") == "integer" else p.get("type") for p in resolved]
         if all(isinstance(kind, str) for kind in kinds) and len(set(kinds)) == len(kinds):
             return True
@@ -223,14 +229,12 @@ class _Converter:
         return '("true" | "false")' if kind == "boolean" else '"null"'
 
     def _object(self, schema: dict[str, Any], where: str, depth: int) -> str:
-        members, required = schema.get("properties", {}), schema.get("required", [])
+        members, required = _named_members(schema, where)
         more = schema.get("additionalProperties", True)
-        if not isinstance(members, dict) or not isinstance(required, list):
-            raise SchemaError(f"{where}: properties must be an object and required a list")
-        members = {
-            **members,
-            **{n: (more or True) for n in required if isinstance(n, str) and n not in members},
-        }
+        unnamed = [name for name in required if name not in members]
+        if unnamed and more is False:
+            raise SchemaError(f"{where} requires a member that it does not allow")
+        members = members | dict.fromkeys(unnamed, more or True)
         if not members:
             return self._map(more, where, depth)
         pairs: list[tuple[str, bool]] = []
@@ -287,6 +291,16 @@ class _Converter:
         name = f"{kind}-{len(self.rules)}"
         self.rules[name] = body
         return name
+
+
+def _named_members(schema: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """(properties, required). Raises SchemaError where they are not what they must be."""
+    members, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(members, dict) or not isinstance(required, list):
+        raise SchemaError(f"{where}: properties must be an object and required a list")
+    if not all(isinstance(name, str) for name in required):
+        raise SchemaError(f"{where}.required must be a list of names")
+    return members, required
 
 
 def _string(schema: dict[str, Any], where: str) -> str:

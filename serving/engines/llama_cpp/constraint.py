@@ -50,6 +50,10 @@ class Grammars:
         except SchemaError as error:
             raise FormatError(f"the JSON schema cannot be enforced: {error}") from None
         check_grammar(made)
+        try:
+            made.encode()
+        except UnicodeEncodeError:
+            raise FormatError("the format holds half a character (a lone surrogate)") from None
         self._texts[format] = made
         if len(self._texts) > _CACHED:
             self._texts.popitem(last=False)

@@ -13,7 +13,7 @@ from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.protocol import Frame
 from serving.engines.llama_cpp.settings import Adapter, LlamaCppSettings
 from tidegate.routing.domain import ReplayClass, Speeds, Variant, adapter_capability
-from tidegate.routing.domain.work import GRAMMAR, JSON_SCHEMA, LOGIT_BIAS, LOGPROBS
+from tidegate.routing.domain.work import GRAMMAR, JSON_SCHEMA, LOGIT_BIAS, LOGPROBS, OR_TEXT
 from tidegate.routing.embedding import CAPABILITY
 
 
@@ -38,7 +38,8 @@ def describe(
         perplexity=entry.perplexity if entry else None,
         capabilities=frozenset(
             {
-                *("text", "token_ids", JSON_SCHEMA, GRAMMAR, LOGPROBS, LOGIT_BIAS),
+                *("text", "token_ids", JSON_SCHEMA, OR_TEXT, LOGPROBS, LOGIT_BIAS),
+                *([GRAMMAR] if settings.grammars else []),
                 *(["chat"] if ready["template"] else []),
                 *([CAPABILITY] if settings.embeddings != "off" else []),
                 *(adapter_capability(adapter.name) for adapter in settings.adapters),

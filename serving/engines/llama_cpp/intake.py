@@ -47,7 +47,12 @@ class InputPreparer:
     def _run(self) -> None:
         while True:
             sid, work, arrived_ms = self._waiting.get()
-            self._done(self.prepare(sid, work, arrived_ms))
+            try:
+                prepared = self.prepare(sid, work, arrived_ms)
+            except Exception:  # noqa: BLE001 - one input's defect must not end this thread, and all work with it
+                failure = Failure(Cause.INVALID_INPUT, "the input could not be prepared")
+                prepared = Prepared(sid, work, _EMPTY, 0, arrived_ms, failure)
+            self._done(prepared)
 
     def prepare(self, sid: int, work: Work, arrived_ms: float) -> Prepared:
         """Never raises: what is wrong with the input is in the result."""

@@ -105,6 +105,10 @@ class LlamaCppSettings(BaseModel):
     fit_check: bool = Field(
         default=True, description="Refuse to load a model that memory is too short for, with the numbers."
     )
+    grammars: bool = Field(
+        default=False,
+        description="Take grammars that requests bring; one that repeats what may be empty hangs the engine.",
+    )
     requantize_slow: bool = Field(
         default=False,
         description="Serve a Q4_0 copy, made once, of a file whose type has no fast kernel here.",

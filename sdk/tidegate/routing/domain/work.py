@@ -9,7 +9,8 @@ from typing import Protocol
 from tidegate.routing.domain.chat import FinishReason, OutputFormat, Sampling, TokenLogprob, Unit, Usage
 from tidegate.routing.domain.node import adapter_capability
 
-JSON_SCHEMA, GRAMMAR, LOGPROBS, LOGIT_BIAS = "json_schema", "grammar", "logprobs", "logit_bias"
+JSON_SCHEMA, OR_TEXT, GRAMMAR = "json_schema", "json_schema_or_text", "grammar"
+LOGPROBS, LOGIT_BIAS = "logprobs", "logit_bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ def needed_capabilities(asking: Asking) -> frozenset[str]:
     """The capabilities without which a variant would answer something else than what is asked."""
     needs = {
         JSON_SCHEMA: asking.format.json_schema,
-        GRAMMAR: asking.format.grammar or asking.format.or_text,
+        OR_TEXT: asking.format.or_text,
+        GRAMMAR: asking.format.grammar,
         LOGPROBS: asking.top_logprobs is not None,
         LOGIT_BIAS: asking.sampling.logit_bias,
         adapter_capability(asking.adapter): asking.adapter,

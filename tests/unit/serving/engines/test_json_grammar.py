@@ -78,6 +78,10 @@ def test_no_number_of_the_grammar_is_outside(data: st.DataObject, lower: str, up
         ({"type": "integer", "minimum": 5, "maximum": 4}, "exclude"),
         ({"type": "string", "minLength": 9, "maxLength": 2}, "below"),
         ({"type": "array", "minItems": -1}, "whole numbers"),
+        ({"oneOf": [{"required": 5}, {"required": 5}]}, "required a list"),
+        ({"oneOf": [{"required": [[]]}, {}]}, "list of names"),
+        ({"oneOf": [{"required": ["a"], "properties": []}, {}]}, "must be an object"),
+        ({"type": "object", "required": ["a"], "additionalProperties": False}, "does not allow"),
         (False, "no schema"),
         ([], "no schema"),
     ],
@@ -95,7 +99,7 @@ def test_size_and_depth_are_bounded() -> None:
     for schema in (deep, wide):
         with pytest.raises(SchemaError, match="deeper than"):
             grammar_of(json.dumps(schema))
-    for text in ("{", "[" * 100_000, "no"):
+    for text in ("{", "[" * 100_000, "no", '{"enum": [NaN]}'):
         with pytest.raises(SchemaError, match="JSON"):
             grammar_of(text)
 
@@ -106,3 +110,25 @@ def test_disjoint_alternatives_may_be_one_of() -> None:
     ]
     assert grammar_of(json.dumps({"oneOf": tagged}))
     assert grammar_of(json.dumps({"oneOf": [{"type": "string"}, {"type": "null"}]}))
+
+
+_WORDS = st.sampled_from(
+    ["type", "properties", "required", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "minimum"]
+)
+_KINDS = st.sampled_from(["object", "array", "string", "integer", "number", "#", "a"])
+_ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 2000), _KINDS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(_WORDS, _KINDS), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(_WORDS, _ANYTHING, min_size=1, max_size=4))
+def test_whatever_the_schema_there_is_a_grammar_or_a_clear_error(schema: Any) -> None:
+    try:
+        grammar = grammar_of(json.dumps(schema))
+    except SchemaError:
+        return
+    assert grammar.startswith("root ::= ")

@@ -23,7 +23,9 @@ def model_path() -> Path:
 async def shared(model_path: Path) -> AsyncIterator[Driver]:
     """One engine for all tests of a module that leave it healthy."""
     driver = Driver(
-        LlamaCppSettings(model_path=model_path, model=MODEL, slots=3, queue_limit=3, context_tokens=512)
+        LlamaCppSettings(
+            model_path=model_path, model=MODEL, slots=3, queue_limit=3, context_tokens=512, grammars=True
+        )
     )
     await driver.start()
     yield driver

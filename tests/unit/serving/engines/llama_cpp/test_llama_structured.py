@@ -75,6 +75,8 @@ async def test_a_constrained_answer_is_replayed_and_goes_on(shared: Driver) -> N
     ("format", "said"),
     [
         (OutputFormat(json_schema='{"type": "object", "minProperties": 1}'), "minProperties"),
+        (OutputFormat(json_schema='{"oneOf": [{"required": 5}, {"required": 5}]}'), "required a list"),
+        (OutputFormat(json_schema='{"enum": ["\\ud800"]}'), "half a character"),
         (OutputFormat(grammar="root ::= root"), "llama.cpp"),
         (OutputFormat(grammar="leaf ::= [a]"), "llama.cpp"),
         (OutputFormat(grammar="root ::= " + "(" * 5000 + "[a]" + ")" * 5000), "deep"),
