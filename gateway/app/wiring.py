@@ -15,7 +15,6 @@ from gateway.dispatch.outcomes import Outcomes
 from gateway.settings import GatewaySettings
 from gateway.state import OperatorTable, Store
 from gateway.state.memory_store import MemoryStore
-from gateway.state.redis_store import RedisStore
 from gateway.telemetry import OutcomeLog
 from gateway.transport.clients import ClientDirectory, ClientEntry
 from serving.settings import SettingsError
@@ -46,6 +45,9 @@ def store(settings: GatewaySettings) -> Store:
     """Redis where a URL is set, else this process's memory."""
     if settings.store.url is None:
         return MemoryStore(time.monotonic)
+    # Its driver takes seven megabytes, which a gateway by itself does not need.
+    from gateway.state.redis_store import RedisStore
+
     try:
         return RedisStore(
             settings.store.url, prefix=settings.store.prefix, timeout_s=settings.store.timeout_ms / 1000
