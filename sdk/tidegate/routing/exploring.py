@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tidegate.routing.plan import Pick, Plan
+from tidegate.routing.policy import WARM_MIN_TOKENS
 
 EXPLORED_SHARE = 0.01
 
@@ -22,7 +23,13 @@ def explored(plan: Plan, rng: Callable[[], float], share: float = EXPLORED_SHARE
     if chance < 1.0 - share:
         return plan
     first = plan.first
-    others = [c for c in plan.fallbacks if c.qualified and c.cost_per_mtoken <= first.cost_per_mtoken]
+    # What lies warm there is worth more than what would be learned elsewhere.
+    warm = first.prediction.cached_tokens - WARM_MIN_TOKENS
+    others = [
+        c
+        for c in plan.fallbacks
+        if c.qualified and c.cost_per_mtoken <= first.cost_per_mtoken and c.prediction.cached_tokens > warm
+    ]
     if not others:
         return plan
     chosen = others[int((chance - (1.0 - share)) / share * len(others)) % len(others)]
