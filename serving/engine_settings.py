@@ -80,6 +80,19 @@ class LlamaCppSection(Section):
         default=True,
         description="Refuse to load a model that memory is too short for; `tidegate-edge plan` shows why",
     )
+    quarantine_after: int = Field(
+        default=5,
+        ge=0,
+        description="Ends in a row without one finished answer after which the model rests; 0 never",
+    )
+    quarantine_s: float = Field(
+        default=600.0, gt=0, description="How long it rests before the next try, in seconds"
+    )
+    memory_limit_mib: int = Field(
+        default=0,
+        ge=-1,
+        description="Memory that the engine's process may write to; 0 derives it from the model, -1 is none",
+    )
     grammars: bool = Field(
         default=False,
         description="Take grammars that requests bring: for trusted clients only, a bad one hangs the engine",
