@@ -183,7 +183,8 @@ class Tries:
 
 async def measure_engine(bench: Bench, rng: random.Random) -> list[Row]:
     async with Programs() as programs:
-        await programs.start_gateway()
+        # Requests shall wait at the node: there it is that a cancel has a way to go.
+        await programs.start_gateway("[queue]\nrequests = 0\n")
         rig = Rig(await bench.make(), programs.link_address, busy=bench.slots - 1)
         grpc = Clients("grpc", programs.grpc_address)
         http = Clients("http", programs.http_url)

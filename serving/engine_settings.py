@@ -12,6 +12,7 @@ from pydantic import Field
 
 from serving.settings import SecretSource, Section, SettingsError
 from tidegate.routing.domain import ReplayClass, Speeds, Variant
+from tidegate.routing.domain.work import EMBEDDINGS
 
 if TYPE_CHECKING:
     from serving.engines.base import Engine
@@ -326,7 +327,7 @@ def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine
         quantization=section.quantization,
         context_tokens=settings.context_tokens,
         perplexity=section.perplexity,
-        capabilities=frozenset((*section.capabilities, *(("embeddings",) if section.embeddings else ()))),
+        capabilities=frozenset((*section.capabilities, *((EMBEDDINGS,) if section.embeddings else ()))),
         aliases=settings.aliases,
     )
     try:

@@ -20,7 +20,6 @@ from tidegate.routing.plan import Plan, Refusal
 from tidegate.routing.prefix import names_digest
 
 LOOK_S = 0.25
-TICK_S = 0.05
 # Heartbeats also come without a change, this often.
 IDLE_BEAT_S = 2.0
 

@@ -331,16 +331,7 @@ class Dispatcher:
         if run.first_token_s is None and output.count:
             run.first_token_s = self._clock()
         run.tokens += output.count
-        return Chunk(
-            attempt_no=run.row.attempts,
-            first_index=output.first_index,
-            count=output.count,
-            text=output.text,
-            token_ids=output.token_ids,
-            unit=output.unit,
-            vectors=output.vectors,
-            logprobs=output.logprobs,
-        )
+        return Chunk.of(output, run.row.attempts)
 
     def _finished(self, run: RequestRun, choice: Choice, outcome: AttemptOutcome) -> Finished:
         assert not isinstance(outcome.result, Failure)

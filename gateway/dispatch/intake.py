@@ -19,7 +19,7 @@ from tidegate.routing.domain import (
     ServeError,
     needed_capabilities,
 )
-from tidegate.routing.embedding import CAPABILITY, pack_texts
+from tidegate.routing.embedding import pack_texts
 from tidegate.routing.prefix import canonical_bytes
 
 # What a node's link takes. Escaping in the canonical form can make an input larger than its request was.
@@ -84,7 +84,7 @@ class Intake:
             session=self._sessions.hint(session) if session else None,
             priority=request.priority,
             tenant=client.tenant,
-            needs=_needs(request),
+            needs=needed_capabilities(request),
         )
         return RequestRun(
             request=request,
@@ -106,12 +106,6 @@ class Intake:
         counted = [self._analyzer.analyze(replace(request, embed=(), prompt=text)) for text in request.embed]
         tokens = [analysis.prompt_tokens for analysis in counted]
         return replace(counted[0], prompt_tokens=sum(tokens), prefix_hashes=()), max(tokens)
-
-
-def _needs(request: GenerateRequest) -> frozenset[str]:
-    """The capabilities that a variant must have."""
-    needs = needed_capabilities(request)
-    return needs | {CAPABILITY} if request.embed else needs
 
 
 def _engine_input(request: GenerateRequest) -> bytes:

@@ -35,7 +35,7 @@ from tidegate.routing.domain import (
     adapter_capability,
     needed_capabilities,
 )
-from tidegate.routing.embedding import CAPABILITY, pack_texts
+from tidegate.routing.embedding import pack_texts
 from tidegate.routing.prefix import canonical_bytes, prefix_names
 
 UNLIMITED_CREDITS = 2**31 - 1
@@ -115,7 +115,7 @@ class LocalBackend:
                     accepted = True
                     yield Accepted(route)
                 if output.count or output.text:
-                    yield _chunk(output)
+                    yield Chunk.of(output, ATTEMPT_NO)
                 if output.finish is not None:
                     yield progress.finished(output.finish)
                     return
@@ -176,10 +176,6 @@ class LocalBackend:
             raise ServeError(
                 Code.NOT_FOUND, "this node has no such adapter", reason="ADAPTER_NOT_FOUND", param="adapter"
             )
-        if request.embed and CAPABILITY not in variant.capabilities:
-            raise ServeError(
-                Code.FAILED_PRECONDITION, "this node does not embed", reason="NO_EMBEDDINGS", param="model"
-            )
         if lacking := needed_capabilities(request) - variant.capabilities:
             raise ServeError(
                 Code.FAILED_PRECONDITION,
@@ -220,16 +216,3 @@ class LocalBackend:
             self._runtime.submit(self, work)
         except WorkRefused as refused:
             raise serve_error(refused.failure, self._runtime.load()) from refused
-
-
-def _chunk(output: SequenceOutput) -> Chunk:
-    return Chunk(
-        attempt_no=ATTEMPT_NO,
-        first_index=output.first_index,
-        count=output.count,
-        text=output.text,
-        token_ids=output.token_ids,
-        unit=output.unit,
-        vectors=output.vectors,
-        logprobs=output.logprobs,
-    )

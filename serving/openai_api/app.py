@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -24,6 +25,8 @@ from serving.openai_api.wire import ReaderLost, SseStream, failure_place, read_b
 from tidegate.routing.domain import Code, GenerateRequest, ServeError
 
 log = logging.getLogger("serving.openai_api")
+
+_Body = TypeVar("_Body", GenerateBody, EmbeddingsBody)
 
 
 class _Front:
@@ -53,17 +56,7 @@ class _Front:
         return await self._generate(request, CompletionBody, CompletionShape)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        began_s = time.monotonic()
-        caller = self._caller(request)
-        inputs = parse_headers(request.headers)
-        body = parse_body(EmbeddingsBody, await read_body(request, self._options))
-        asked = to_request(
-            body,
-            inputs,
-            request_id=current_request_id(),
-            tenant=caller.tenant,
-            elapsed_ms=(time.monotonic() - began_s) * 1000,
-        )
+        body, asked = await self._read(request, EmbeddingsBody)
         async with self._answers.one():
             found = await embed(self._backend, asked)
         answer = body_of(found, model=asked.model, as_base64=body.encoding_format == "base64")
@@ -72,6 +65,15 @@ class _Front:
     async def _generate(
         self, request: web.Request, model: type[GenerateBody], shape: type[Shape]
     ) -> web.StreamResponse:
+        body, asked = await self._read(request, model)
+        answer = Answer(asked, int(self._wall_clock()), shape, tools_of(body))
+        if not body.stream:
+            return await self._whole(asked, answer)
+        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        return await self._streamed(request, asked, answer, include_usage=wants_usage)
+
+    async def _read(self, request: web.Request, model: type[_Body]) -> tuple[_Body, GenerateRequest]:
+        """Who asks for what, and whether they may. Raises ServeError and HttpError."""
         began_s = time.monotonic()
         caller = self._caller(request)
         inputs = parse_headers(request.headers)
@@ -88,11 +90,7 @@ class _Front:
             raise ServeError(
                 Code.PERMISSION_DENIED, "Explanations name nodes and need an admin key", param="explain"
             )
-        answer = Answer(asked, int(self._wall_clock()), shape, tools_of(body))
-        if not body.stream:
-            return await self._whole(asked, answer)
-        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        return await self._streamed(request, asked, answer, include_usage=wants_usage)
+        return body, asked
 
     def _with_adapter(self, asked: GenerateRequest) -> GenerateRequest:
         """MODEL:ADAPTER asks for an adapter, unless a model has that very name."""

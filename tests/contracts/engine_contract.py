@@ -43,7 +43,8 @@ from tidegate.routing.domain import (
     Unit,
     Work,
 )
-from tidegate.routing.embedding import CAPABILITY, pack_texts, unpack_vectors
+from tidegate.routing.domain.work import EMBEDDINGS
+from tidegate.routing.embedding import pack_texts, unpack_vectors
 from tidegate.routing.prefix import canonical_bytes
 
 
@@ -260,7 +261,7 @@ class EngineContract:
             assert "�" not in output.text
 
     async def test_texts_are_embedded_in_order_and_unit_long(self, rec: Recorder) -> None:
-        if CAPABILITY not in rec.info.variants[0].capabilities:
+        if EMBEDDINGS not in rec.info.variants[0].capabilities:
             pytest.skip("this engine does not embed")
         texts = [self.chat, self.utf8_prompt, self.chat]
         work = replace(

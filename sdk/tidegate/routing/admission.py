@@ -219,7 +219,7 @@ class AdmissionQueue:
         if placed is not None:
             return placed
         begins_s = now_s + wait_ms / 1000
-        if begins_s > ticket.leave_by_s:
+        if now_s + self._least_wait_ms(ticket, plan, now_s) / 1000 > ticket.leave_by_s:
             return refused(query, wait_ms - (ticket.leave_by_s - now_s) * 1000, wait_ms)
         if query.on_miss is OnMiss.REJECT and begins_s > ticket.start_by_s:
             return refused(
@@ -269,12 +269,25 @@ class AdmissionQueue:
     def _wait_ms(self, ticket: Ticket, plan: Plan, now_s: float, ahead_tokens: float) -> float:
         """The time between two requests, and what is ahead at the pace of the lane; where that is not known
         yet, as the nodes' own load and speed have it."""
+        pace = self._pace_of(ticket, now_s)
+        if pace is None:
+            return plan.first.prediction.queue_ms + _ahead_ms(ticket, plan, ahead_tokens)
+        return 1000.0 * pace.spent_s(now_s) * (1.0 / pace.requests + ahead_tokens / pace.tokens)
+
+    def _least_wait_ms(self, ticket: Ticket, plan: Plan, now_s: float) -> float:
+        """What nodes report of running answers is how long they may get, not how long they will. Before its
+        lane's pace is known they are taken to be like this request: the first of n slots is then free after
+        1 / (n + 1) of its time."""
+        if self._pace_of(ticket, now_s) is not None:
+            return self.wait_ms(ticket, plan, now_s)
+        p, slots = plan.first.prediction, max(plan.first.node.announcement.slots, 1)
+        slot_ms = min(p.queue_ms, (idle(p).total_ms - p.network_ms) / (slots + 1))
+        return slot_ms + _ahead_ms(ticket, plan, self._queue.ahead_tokens(ticket))
+
+    def _pace_of(self, ticket: Ticket, now_s: float) -> _Pace | None:
+        """How its lane is served, once somebody of those that wait in it was."""
         pace = self._paces.get(ticket.lane) if self._queue.waits_in(ticket.lane) else None
-        spent_s = 0.0 if pace is None else pace.spent_s(now_s)
-        if pace is None or spent_s <= 0.0:
-            ahead_ms = 1000.0 * ahead_tokens / _expected_rate(plan, ticket.tokens)
-            return plan.first.prediction.queue_ms + ahead_ms
-        return 1000.0 * spent_s * (1.0 / pace.requests + ahead_tokens / pace.tokens)
+        return pace if pace is not None and pace.spent_s(now_s) > 0.0 else None
 
     def _ticket(self, plan: Plan, tokens: float, now_s: float, deadline_s: float, lane: Hashable) -> Ticket:
         self._numbers += 1
@@ -308,6 +321,10 @@ def refused(
         retry_after_ms=max(retry_ms, RETRY_MIN_MS),
         wait_ms=wait_ms,
     )
+
+
+def _ahead_ms(ticket: Ticket, plan: Plan, ahead_tokens: float) -> float:
+    return 1000.0 * ahead_tokens / _expected_rate(plan, ticket.tokens)
 
 
 def _expected_rate(plan: Plan, tokens: float) -> float:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from tidegate.routing.domain import Accepted, Chunk, Finished, GenerateEvent, Restarted, Route, Usage
 
-CAPABILITY = "embeddings"
 MAX_INPUTS = 128
 """Most texts of one request: their vectors travel in one message."""
 MAX_VECTOR_BYTES = 4 * 16384

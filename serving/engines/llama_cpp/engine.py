@@ -135,8 +135,6 @@ class LlamaCppEngine:
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "another variant is loaded"))
         if work.adapter and all(adapter.name != work.adapter for adapter in self._settings.adapters):
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "the adapter is not loaded here"))
-        if work.format.grammar and not self._settings.grammars:
-            raise EngineRefused(Failure(Cause.INVALID_INPUT, "grammars of requests are not taken here"))
         if work.input_kind is InputKind.EMBED:
             self._embed(work)
             return

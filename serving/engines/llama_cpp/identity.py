@@ -13,8 +13,7 @@ from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.protocol import Frame
 from serving.engines.llama_cpp.settings import Adapter, LlamaCppSettings
 from tidegate.routing.domain import ReplayClass, Speeds, Variant, adapter_capability
-from tidegate.routing.domain.work import GRAMMAR, JSON_SCHEMA, LOGIT_BIAS, LOGPROBS, OR_TEXT
-from tidegate.routing.embedding import CAPABILITY
+from tidegate.routing.domain.work import EMBEDDINGS, GRAMMAR, JSON_SCHEMA, LOGIT_BIAS, LOGPROBS, OR_TEXT
 
 
 def describe(
@@ -41,7 +40,7 @@ def describe(
                 *("text", "token_ids", JSON_SCHEMA, OR_TEXT, LOGPROBS, LOGIT_BIAS),
                 *([GRAMMAR] if settings.grammars else []),
                 *(["chat"] if ready["template"] else []),
-                *([CAPABILITY] if settings.embeddings != "off" else []),
+                *([EMBEDDINGS] if settings.embeddings != "off" else []),
                 *(adapter_capability(adapter.name) for adapter in settings.adapters),
             }
         ),

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from tidegate.routing.domain.chat import FinishReason, Timings, TokenLogprob, Unit, Usage
 from tidegate.routing.domain.node import Tier
+from tidegate.routing.domain.work import SequenceOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,20 @@ class Chunk:
     unit: Unit = Unit.TOKEN
     vectors: bytes = b""
     logprobs: tuple[TokenLogprob, ...] = ()
+
+    @classmethod
+    def of(cls, output: SequenceOutput, attempt_no: int) -> Chunk:
+        """What an attempt's output is to a client."""
+        return cls(
+            attempt_no=attempt_no,
+            first_index=output.first_index,
+            count=output.count,
+            text=output.text,
+            token_ids=output.token_ids,
+            unit=output.unit,
+            vectors=output.vectors,
+            logprobs=output.logprobs,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,10 @@ class GenerateRequest:
     format: OutputFormat = OutputFormat()
     top_logprobs: int | None = None
 
+    @property
+    def embeds(self) -> bool:
+        return bool(self.embed)
+
 
 @dataclass(frozen=True, slots=True)
 class Analysis:

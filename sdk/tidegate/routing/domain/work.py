@@ -10,7 +10,7 @@ from tidegate.routing.domain.chat import FinishReason, OutputFormat, Sampling, T
 from tidegate.routing.domain.node import adapter_capability
 
 JSON_SCHEMA, OR_TEXT, GRAMMAR = "json_schema", "json_schema_or_text", "grammar"
-LOGPROBS, LOGIT_BIAS = "logprobs", "logit_bias"
+LOGPROBS, LOGIT_BIAS, EMBEDDINGS = "logprobs", "logit_bias", "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,10 @@ class Work:
     format: OutputFormat = OutputFormat()
     top_logprobs: int | None = None
 
+    @property
+    def embeds(self) -> bool:
+        return self.input_kind is InputKind.EMBED
+
 
 class Asking(Protocol):
     """What requests and works have in common of what not every variant can do."""
@@ -93,6 +97,9 @@ class Asking(Protocol):
     @property
     def top_logprobs(self) -> int | None: ...
 
+    @property
+    def embeds(self) -> bool: ...
+
 
 def needed_capabilities(asking: Asking) -> frozenset[str]:
     """The capabilities without which a variant would answer something else than what is asked."""
@@ -102,6 +109,7 @@ def needed_capabilities(asking: Asking) -> frozenset[str]:
         GRAMMAR: asking.format.grammar,
         LOGPROBS: asking.top_logprobs is not None,
         LOGIT_BIAS: asking.sampling.logit_bias,
+        EMBEDDINGS: asking.embeds,
         adapter_capability(asking.adapter): asking.adapter,
     }
     return frozenset(name for name, needed in needs.items() if needed)

@@ -244,6 +244,19 @@ async def test_who_leaves_while_waiting_frees_its_place() -> None:
     assert [w.key.request_id.split(".")[0] for _, w in slots.works[4:]] == ["r-5", "r-6"]
 
 
+async def test_nobody_is_sent_away_for_how_long_running_answers_might_get() -> None:
+    """Clients allow thousands of tokens and get a hundred."""
+    rig, _ = rig_with(n1=EDGE)
+    rig.fleet.heartbeat("n1", NodeLoad(running=4, pending_decode_tokens=10_000_000))
+    tally = Tally()
+    waiting = asyncio.create_task(tally.one(rig, ask("patient", max_tokens=TOKENS)))
+    await asyncio.sleep(3.0)
+    assert not waiting.done()
+    rig.fleet.heartbeat("n1", NodeLoad(running=0))
+    await waiting
+    assert not tally.refused
+
+
 async def test_a_hard_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
     rig, _ = rig_with(n1=EDGE)
     rig.fleet.heartbeat("n1", NodeLoad(running=4, pending_decode_tokens=4000))

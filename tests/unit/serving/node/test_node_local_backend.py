@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from node_helpers import DIGEST, SETTINGS, Node
@@ -11,10 +12,12 @@ from serving.engines.oracle import OracleSettings, oracle_text
 from serving.engines.oracle_embedding import oracle_vector
 from serving.node import LocalBackend
 from serving.openai_api.backend import GenerateBackend
+from tidegate.link.seam import WorkRefused
 from tidegate.routing.domain import (
     Accepted,
     Budget,
     BudgetOutcome,
+    Cause,
     Chunk,
     Code,
     Finished,
@@ -22,11 +25,14 @@ from tidegate.routing.domain import (
     GenerateEvent,
     GenerateRequest,
     Message,
+    OutputFormat,
     Placement,
     Role,
+    Sampling,
     ServeError,
     Tier,
     Work,
+    needed_capabilities,
 )
 from tidegate.routing.embedding import Collector
 from tidegate.routing.prefix import canonical_bytes
@@ -322,4 +328,25 @@ async def test_texts_are_embedded_here() -> None:
 async def test_a_node_that_does_not_embed_says_so() -> None:
     async with Local(replace(SETTINGS, capabilities=frozenset())) as local:
         error = await local.error(GenerateRequest("r1", embed=("x",)))
-        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "NO_EMBEDDINGS")
+        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "CAPABILITY_MISSING")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": OutputFormat(json_schema="{}")},
+        {"format": OutputFormat(grammar="root ::= [a]")},
+        {"top_logprobs": 0},
+        {"sampling": Sampling(logit_bias=((1, 1.0),))},
+    ],
+)
+async def test_what_an_engine_cannot_do_is_refused_and_not_left_out(changes: dict[str, Any]) -> None:
+    """By the local door in words, and by the node itself whoever gives the work."""
+    async with Local() as local:
+        request = replace(REQUEST, **changes)
+        error = await local.error(request)
+        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "CAPABILITY_MISSING")
+        able = replace(local.node.runtime.info.variants[0], capabilities=needed_capabilities(request))
+        with pytest.raises(WorkRefused) as refused:
+            local.node.runtime.submit(local.backend, local.backend._work(request, able))
+        assert refused.value.failure.cause is Cause.UNKNOWN_VARIANT

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from routing_fixtures import always, cloud, fleet, node, query
 
-from tidegate.routing.domain import Budget, InFlight, NodeLoad
+from tidegate.routing.domain import Budget, InFlight, NodeLoad, SessionHint
 from tidegate.routing.exploring import EXPLORED_SHARE, explored
 from tidegate.routing.herding import most_ahead
 from tidegate.routing.latency import LearnedLatency
@@ -19,8 +19,11 @@ from tidegate.routing.policy import route
 NODES, SLOTS, REPLICAS, VIEW_S, SERVICE_S = 8, 4, 4, 1.0, 1.0
 
 
-def planned(*nodes: object, chance: float = 0.0, budget: Budget | None = None) -> Plan:
-    plan = route(fleet(*nodes), query(budget=budget), LearnedLatency(), always(chance))  # type: ignore[arg-type]
+def planned(
+    *nodes: object, chance: float = 0.0, budget: Budget | None = None, session: SessionHint | None = None
+) -> Plan:
+    asked = query(budget=budget, session=session)
+    plan = route(fleet(*nodes), asked, LearnedLatency(), always(chance))  # type: ignore[arg-type]
     assert isinstance(plan, Plan)
     return plan
 
@@ -103,6 +106,13 @@ def test_the_hundredth_goes_to_another_node_that_would_do_as_well() -> None:
     learning = explored(plan, always(0.9999))
     assert (learning.first.node, learning.pick) == (slower, Pick.EXPLORED)
     assert {c.node.node_id for c in learning.choices} == {c.node.node_id for c in plan.choices}
+
+
+def test_a_warm_prefix_is_not_left_to_learn_something() -> None:
+    warm = SessionHint("id-edge-0", node().announcement.variants[0].digest, 400)
+    plan = replace(planned(node(), node("b"), session=warm), pick=Pick.FASTEST)
+    assert plan.first.prediction.cached_tokens > 64
+    assert explored(plan, always(0.9999)) is plan
 
 
 def test_nothing_is_explored_outside_the_budget_or_at_a_higher_price() -> None:

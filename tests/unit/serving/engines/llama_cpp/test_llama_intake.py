@@ -1,0 +1,50 @@
+"""The thread that prepares inputs outlives its inputs, and grammars of requests are only taken where allowed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.engines.llama_cpp.gguf_check import GgufHeader
+from serving.engines.llama_cpp.identity import describe
+from serving.engines.llama_cpp.settings import LlamaCppSettings
+from tidegate.routing.domain import Speeds
+
+# llama.cpp is imported in child processes only.
+CHILD = """
+import json, queue
+from types import SimpleNamespace
+from serving.engines.llama_cpp.intake import InputPreparer
+from tidegate.routing.domain import AttemptKey, InputKind, Sampling, Work
+
+done = queue.Queue()
+preparer = InputPreparer(SimpleNamespace(n_vocab=10), None, 512, done.put)
+preparer.start()
+for number in (1, 2):
+    work = Work(AttemptKey("r", number), "t", "", InputKind.TEXT, b"x", Sampling(), 5)
+    preparer.put(number, work, 0.0)
+print(json.dumps([done.get(timeout=10.0).failure.cause.value for _ in (1, 2)]))
+"""
+
+
+def test_a_defect_with_one_input_is_that_input_s_alone() -> None:
+    # The model has no tokenizer at all: every input meets an error that nobody expected.
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60.0, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout) == ["invalid_input", "invalid_input"]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_grammars_of_requests_are_announced_only_where_they_are_taken(allowed: bool) -> None:
+    settings = LlamaCppSettings(model_path=Path("m.gguf"), model="m", grammars=allowed)
+    header = GgufHeader(3, "llama", "Q4_0", 512, True, 1)
+    ready = {"build": "b", "template": "t", "context_tokens": 512}
+    info = describe(settings, header, None, "digest", ready, Speeds(1.0, ()))
+    assert ("grammar" in info.variants[0].capabilities) is allowed
+    assert "json_schema" in info.variants[0].capabilities
