@@ -153,19 +153,25 @@ async def test_a_full_queue_bounces_work_to_another_node(tmp_path: Path) -> None
         assert rig.app.metrics.registry.get_sample_value("tidegate_attempts_total", bounced)
 
 
-async def test_when_everybody_is_full_the_refusal_is_fast_and_says_when() -> None:
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_when_everybody_is_full_the_refusal_is_fast_and_says_when(waiting: int) -> None:
     tiny = replace(SLOW, slots=1, queue_limit=0)
-    async with Rig() as rig:
+    async with Rig(queue={"requests": waiting}) as rig:
         await rig.add_node("n1", tiny)
         running = rig.call(question("r0", max_tokens=1000))
         await running.read()
+        waits = [asyncio.create_task(rig.ask(question(f"w{n}"))) for n in range(waiting)]
+        in_line = rig.app.metrics.registry.get_sample_value
+        await until(lambda: in_line("tidegate_requests_waiting") == waiting, what="those that wait")
         started_s = time.monotonic()
         with pytest.raises(ServeError) as caught:
-            await rig.ask(question("r1"))
+            await rig.ask(question("r1"), timeout_s=40.0)  # due last: who is due last is shed
         assert caught.value.code is Code.RESOURCE_EXHAUSTED
         assert caught.value.retry_after_ms
         assert time.monotonic() - started_s < 1.0
         running.cancel()
+        for task in waits:  # who waited is served when the room is there
+            assert text_of(await task) == expected_text(question("w"))
 
 
 async def test_a_draining_node_finishes_its_work_and_gets_no_more(pair: Rig) -> None:

@@ -15,7 +15,7 @@ from edge_node.settings import EdgeSettings
 from serving.node_program import NodeProgram
 from serving.settings import load_settings
 from serving.startup import ProgramArgs
-from tidegate.routing.domain import Finished, ServeError
+from tidegate.routing.domain import Finished, Health, ServeError
 
 ANSWERS = 8
 TOKENS = 100
@@ -89,7 +89,11 @@ async def rig() -> AsyncIterator[Rig]:
 
 
 async def ready(rig: Rig) -> None:
-    await until(lambda: any(n.load.ready for n in rig.app.fleet.snapshot().nodes), what="the node")
+    # Ready to work is not yet reachable: its data stream may still be on its way.
+    await until(
+        lambda: any(n.load.ready and n.health is Health.READY for n in rig.app.fleet.snapshot().nodes),
+        what="the node",
+    )
 
 
 async def test_a_drained_node_takes_its_answers_through_a_slow_uplink(rig: Rig, tmp_path: Path) -> None:

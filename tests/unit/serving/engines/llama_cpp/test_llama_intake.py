@@ -1,4 +1,4 @@
-"""The thread that prepares inputs outlives its inputs, and grammars of requests are only taken where allowed."""
+"""The thread that prepares inputs outlives its inputs; grammars of requests only where they are allowed."""
 
 from __future__ import annotations
 
