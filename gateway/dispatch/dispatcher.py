@@ -33,6 +33,7 @@ from tidegate.routing.domain import (
     GenerateRequest,
     InputKind,
     Restarted,
+    Route,
     RouteQuery,
     SequenceOutput,
     ServeError,
@@ -129,6 +130,22 @@ class Dispatcher:
         started_s = self._clock()
         result = self._route(self._intake.begin(request, client), frozenset())
         return Decision(result, (self._clock() - started_s) * 1000)
+
+    def route(self, request: GenerateRequest, client: Client) -> tuple[Route, float]:
+        """Where this request would go now, and the ms it took to decide. Raises ServeError for a refusal.
+
+        Somebody may act on it, so it is audited as a decision is.
+        """
+        started_s = self._clock()
+        run = self._intake.begin(request, client)
+        result = self._route(run, frozenset())
+        taken_s = self._clock() - started_s
+        self._metrics.decision.observe(taken_s)
+        if isinstance(result, Refusal):
+            self._audit(run, "refused", None)
+            raise explain.refusal_error(result)
+        self._audit(run, "told", result.first)
+        return result.first.route(explain.why(result)), taken_s * 1000
 
     async def close(self) -> None:
         """Ends what runs beside the requests."""

@@ -16,11 +16,19 @@ from gateway.transport.fleet_view import models_of
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.gateway.v1 import gateway_pb2_grpc
 from tidegate.routing import explain
-from tidegate.routing.domain import Accepted, Code, GenerateRequest, Restarted, ServeError
+from tidegate.routing.domain import (
+    Accepted,
+    Code,
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    Restarted,
+    ServeError,
+)
 from tidegate.routing.embedding import Collector
 from tidegate.routing.naming import ModelNames
 from tidegate.routing.plan import Refusal
-from tidegate.wire import codec, fleet
+from tidegate.wire import codec, fleet, summary
 from tidegate.wire.embedding import decode_embed_request, encode_embedded
 from tidegate.wire.fleet import Decision, NodeInfo, node_info
 
@@ -60,12 +68,15 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         client = self._need_admin(context) if request.explain else self._authenticate(context)
         asked = _decode(request, client, context)
         joins = request.takes_following and not request.early_accept
+        teller = _Teller(context) if request.tell_in_metadata else None
         opening: pb.GenerateResponse | None = None
         async with (
-            _headers(context, ahead=joins) as headers_sent,
+            _headers(context, ahead=joins and teller is None) as headers_sent,
             aclosing(self._dispatcher.generate(asked, client)) as events,
         ):
             async for event in events:
+                if teller is not None:
+                    await teller.tell(event)
                 message = codec.encode_event(event)
                 if joins and isinstance(event, Accepted | Restarted):
                     opening = message  # what it opens is there already
@@ -102,8 +113,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         raise ServeError(Code.UNIMPLEMENTED, "Resume is reserved and not served by this version")
 
     async def Route(self, request: pb.RouteRequest, context: Any) -> pb.RouteResponse:
-        self._authenticate(context)
-        raise ServeError(Code.UNIMPLEMENTED, "Route is reserved and not served by this version")
+        client = self._authenticate(context)
+        route, decision_ms = self._dispatcher.route(_decode(request.request, client, context), client)
+        return pb.RouteResponse(route=codec.encode_route(route), decision_ms=decision_ms)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         client = self._authenticate(context)
@@ -196,6 +208,23 @@ async def _send_headers(context: Any) -> None:
         await context.send_initial_metadata(())
     except Exception as error:  # noqa: BLE001 - the RPC has ended; whatever is written next says so
         log.debug("headers could not be sent", extra={"error": type(error).__name__})
+
+
+class _Teller:
+    """The route goes into the headers, what became of it into the trailers, with the route if it changed."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._changed: dict[str, str] = {}
+
+    async def tell(self, event: GenerateEvent) -> None:
+        if isinstance(event, Accepted):
+            await self._context.send_initial_metadata(tuple(summary.of_route(event.route).items()))
+        elif isinstance(event, Restarted):
+            self._changed = summary.of_route(event.route)
+        elif isinstance(event, Finished):
+            told = self._changed | summary.of_outcome(event)
+            self._context.set_trailing_metadata(tuple(told.items()))
 
 
 def _is_loopback(peer: str) -> bool:

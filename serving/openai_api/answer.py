@@ -16,7 +16,6 @@ from serving.openai_api.render import (
     AnswerHead,
     Shape,
     WholeText,
-    route_headers,
     sse,
     tidegate_body,
 )
@@ -36,6 +35,7 @@ from tidegate.routing.domain import (
     ServeError,
     TokenLogprob,
 )
+from tidegate.wire import summary
 
 log = logging.getLogger("serving.openai_api")
 
@@ -83,8 +83,10 @@ class Answer:
         )
         return self._shape(head, include_usage=include_usage, tools=self._tools)
 
-    def headers(self) -> dict[str, str]:
-        return route_headers(self.route) if self.route else {}
+    def headers(self, finished: Finished | None = None) -> dict[str, str]:
+        """What is known when they are sent: of a streamed answer only the route."""
+        headers = summary.of_route(self.route) if self.route else {}
+        return headers if finished is None else headers | summary.of_outcome(finished)
 
     def tidegate(self, finished: Finished) -> dict[str, object]:
         return tidegate_body(self._asked.request_id, self.route, finished, self._explanation)

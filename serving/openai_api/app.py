@@ -106,7 +106,7 @@ class _Front:
         async with running(self._backend, asked) as events, self._answers.one():
             whole = await collect(events, answer)
         body = answer.render().whole(whole, answer.tidegate(whole.finished))
-        return json_response(body, headers=answer.headers())
+        return json_response(body, headers=answer.headers(whole.finished))
 
     async def _streamed(
         self, request: web.Request, asked: GenerateRequest, answer: Answer, *, include_usage: bool

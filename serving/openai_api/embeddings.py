@@ -9,9 +9,9 @@ from typing import Any
 
 from serving.openai_api.answer import running
 from serving.openai_api.backend import GenerateBackend
-from serving.openai_api.render import route_headers
 from tidegate.routing.domain import Code, GenerateRequest, ServeError
 from tidegate.routing.embedding import MAX_INPUTS, Collector, Embedded, pack_vector
+from tidegate.wire import summary
 
 
 async def embed(backend: GenerateBackend, asked: GenerateRequest) -> list[Embedded]:
@@ -60,4 +60,4 @@ def body_of(found: list[Embedded], *, model: str, as_base64: bool) -> dict[str, 
 
 def headers_of(found: list[Embedded]) -> dict[str, str]:
     route = found[0].route
-    return {} if route is None else route_headers(route)
+    return {} if route is None else summary.of_route(route)

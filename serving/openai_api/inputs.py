@@ -9,10 +9,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from serving.openai_api.errors import invalid
 from tidegate.routing.domain import OnMiss, Placement
+from tidegate.wire import summary
 
-PREFIX = "x-tidegate-"
-# Names of answers: a proxy may copy them back at us, they are no inputs.
-_OUTPUTS = frozenset({"node", "tier", "why"})
+PREFIX = summary.PREFIX
 
 
 def _word(value: Any) -> Any:
@@ -70,7 +69,7 @@ def header_values(headers: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for header, value in headers.items():
         name = header.lower().removeprefix(PREFIX)
-        if len(name) == len(header) or name in _OUTPUTS:
+        if len(name) == len(header) or name in summary.NAMES:
             continue
         field = name.replace("-", "_")
         if field in found:

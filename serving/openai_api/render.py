@@ -21,8 +21,6 @@ from tidegate.routing.domain import (
 )
 
 DONE = b"data: [DONE]\n\n"
-_HEADER_BYTES = 1024
-_NODE_CHARS = 128
 _TEXT = "\0text\0"
 
 
@@ -32,23 +30,6 @@ def _dumps(value: Any) -> str:
 
 def sse(body: dict[str, Any]) -> bytes:
     return b"data: " + _dumps(body).encode("ascii") + b"\n\n"
-
-
-def route_headers(route: Route) -> dict[str, str]:
-    """x-tidegate-node, -tier and -why: printable ASCII, names and values together within 1 KiB."""
-    headers = {
-        "x-tidegate-node": _ascii(route.node_name or route.node_id)[:_NODE_CHARS],
-        "x-tidegate-tier": _ascii(route.tier.value),
-    }
-    # Each header costs its name, its value, ": " and the line's end.
-    used = sum(len(name) + len(value) + 4 for name, value in headers.items()) + len("x-tidegate-why") + 4
-    if route.why:
-        headers["x-tidegate-why"] = _ascii(route.why)[: _HEADER_BYTES - used]
-    return headers
-
-
-def _ascii(text: str) -> str:
-    return "".join(char if " " <= char <= "~" else "?" for char in text).strip()
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

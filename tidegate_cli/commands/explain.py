@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import tidegate
+from tidegate.client.request import GenerateOptions
 from tidegate_cli.commands import connect
 from tidegate_cli.render import as_json, ms, table
 
@@ -47,6 +48,15 @@ HEADER = [
 ]
 
 
+def told(route: tidegate.Route) -> str:
+    """What a key without the admin scope gets to know."""
+    return (
+        f"{route.why}\n{route.node_name} ({route.tier.value}), {route.model} {route.quantization}".rstrip()
+        + f": first token in about {ms(route.predicted_ttft_ms)}, 95 of 100 within "
+        f"{ms(route.predicted_ttft_p95_ms)}\nthe other candidates need a key with the admin scope"
+    )
+
+
 class ExplainCommand:
     name = "explain"
     help = "show where a prompt would go now, and why; generates nothing"
@@ -59,19 +69,24 @@ class ExplainCommand:
         parser.add_argument("--json", action="store_true", help="machine-readable")
 
     async def run(self, args: argparse.Namespace) -> int:
+        options: GenerateOptions = {
+            "model": args.model,
+            "budget": connect.budget(args),
+            "min_p_good": args.min_p_good,
+            "placement": tidegate.Placement(args.placement),
+            "data_class": args.data_class,
+            "max_tokens": args.max_tokens,
+            "on_miss": connect.on_miss(args),
+            "session_id": args.session,
+        }
         async with connect.client(args) as client:
-            decision = await client.explain(
-                args.prompt,
-                deadline_s=DEADLINE_S,
-                model=args.model,
-                budget=connect.budget(args),
-                min_p_good=args.min_p_good,
-                placement=tidegate.Placement(args.placement),
-                data_class=args.data_class,
-                max_tokens=args.max_tokens,
-                on_miss=connect.on_miss(args),
-                session_id=args.session,
-            )
+            try:
+                decision = await client.explain(args.prompt, deadline_s=DEADLINE_S, **options)
+            except tidegate.PermissionDenied:
+                # Who may not see the fleet may still know where its own request would go.
+                route = await client.route(args.prompt, deadline_s=DEADLINE_S, **options)
+                print(as_json(route) if args.json else told(route))
+                return 0
         if args.json:
             print(as_json(decision))
             return 0

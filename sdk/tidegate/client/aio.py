@@ -20,6 +20,7 @@ from tidegate.client.unary import (
     decode_explain,
     decode_models,
     decode_nodes,
+    decode_route,
     feedback_message,
 )
 from tidegate.gateway.v1 import gateway_pb2 as pb
@@ -224,6 +225,26 @@ class Client:
             async for _ in stream:
                 pass
             return stream.completion()
+
+    async def route(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        deadline_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Route:
+        """Where this request would go now, without an answer, for any key; raises what generate would.
+
+        Nothing is held: a moment later the same request may go elsewhere. `explain` gives all candidates.
+        """
+        _, message = build_request(prompt, options)
+        response = await unary(
+            self._core,
+            lambda stub: stub.Route,
+            pb.RouteRequest(request=message),
+            self._deadline(deadline_s),
+        )
+        return decode_route(response)
 
     async def explain(
         self,

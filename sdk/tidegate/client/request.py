@@ -32,7 +32,7 @@ _MESSAGE_KEYS = frozenset({"role", "content", "name"})
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of generate, complete and explain. All are optional."""
+    """Keyword arguments of generate, complete, route and explain. All are optional."""
 
     # Text taken as it is, without a chat template, instead of the prompt.
     raw_prompt: str

@@ -21,6 +21,7 @@ from tidegate.client.unary import (
     decode_explain,
     decode_models,
     decode_nodes,
+    decode_route,
     feedback_message,
 )
 from tidegate.gateway.v1 import gateway_pb2 as pb
@@ -218,6 +219,26 @@ class SyncClient:
             for _ in stream:
                 pass
             return stream.completion()
+
+    def route(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        deadline_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Route:
+        """Where this request would go now, without an answer, for any key; raises what generate would.
+
+        Nothing is held: a moment later the same request may go elsewhere. `explain` gives all candidates.
+        """
+        _, message = build_request(prompt, options)
+        response = sync_unary(
+            self._core,
+            lambda stub: stub.Route,
+            pb.RouteRequest(request=message),
+            self._deadline(deadline_s),
+        )
+        return decode_route(response)
 
     def explain(
         self,

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tidegate.client.errors import InvalidRequest, broken_protocol, from_serve_error
 from tidegate.gateway.v1 import gateway_pb2 as pb
-from tidegate.routing.domain import Code, ServeError
+from tidegate.routing.domain import Code, Route, ServeError
 from tidegate.wire import codec
 from tidegate.wire.fleet import Decision, ModelInfo, NodeInfo, decode_decision, decode_model, decode_node
 
@@ -26,6 +26,10 @@ def decode_models(response: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
 
 def decode_explain(response: pb.ExplainResponse) -> Decision:
     return _decoded(decode_decision, response)
+
+
+def decode_route(response: pb.RouteResponse) -> Route:
+    return _decoded(lambda r: codec.decode_route(r.route), response)
 
 
 def feedback_message(request_id: str, *, worse: bool) -> pb.FeedbackRequest:

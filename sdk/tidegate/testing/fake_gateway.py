@@ -32,8 +32,8 @@ class FakeGateway(rpc.GatewayServiceServicer):
     Each Generate plays the oldest script given to `script()`, or answers with the words of the last message
     when there is none. What arrived is in `requests` and `metadata`, what ended early in `cancelled`, what
     Feedback said of which request (whether worse) in `verdicts`.
-    `nodes`, `models` and `decision` are the answers to ListNodes, ListModels and Explain; `set_nodes` also
-    wakes the watchers. `fail_next` makes any next calls, of whatever kind, fail before their first message.
+    `nodes`, `models` and `decision` are the answers to ListNodes, ListModels, Explain and Route; `set_nodes`
+    also wakes the watchers. `fail_next` makes any next calls, of any kind, fail before their first message.
     """
 
     def __init__(
@@ -198,7 +198,14 @@ class FakeGateway(rpc.GatewayServiceServicer):
 
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.RouteResponse:
         await self._enter(context)
-        await _abort(context, Fail(ServeError(Code.UNIMPLEMENTED, "Route is reserved")))
+        route, refusal = self.decision.route, self.decision.refusal
+        try:
+            codec.decode_generate_request(request.request)
+            if route is None:
+                raise ServeError(Code.RESOURCE_EXHAUSTED, refusal, reason="BUDGET_UNMEETABLE")
+        except ServeError as error:
+            await _abort(context, Fail(error))
+        return pb.RouteResponse(route=codec.encode_route(route))
 
     async def _enter(self, context: Context) -> None:
         """Counts the call, fails it if told to, and checks its key."""

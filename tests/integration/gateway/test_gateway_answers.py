@@ -206,12 +206,57 @@ async def test_explain_decides_without_running_anything(rig: Rig) -> None:
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_reserved_methods_say_that_they_are(rig: Rig) -> None:
-    for call in (rig.stub.Route(pb.RouteRequest()), rig.stub.Resume(pb.ResumeRequest()).read()):
+async def test_route_decides_as_generate_would_and_refuses_as_it_would(rig: Rig) -> None:
+    node = await rig.add_node("n1")
+
+    async def asked(**changes: object) -> pb.RouteResponse:
+        request = codec.encode_generate_request(question("r1", **changes))
+        return await rig.stub.Route(pb.RouteRequest(request=request))  # type: ignore[no-any-return]
+
+    told = await asked(budget=Budget(ttft_ms=5_000.0))
+    route = codec.decode_route(told.route)
+    assert (route.node_id, route.model, route.at_risk) == ("n1", "oracle", False)
+    assert told.decision_ms > 0
+    assert node.idle
+    (started, *_) = await rig.ask(question("r1"))
+    assert isinstance(started, Accepted)
+    assert started.route.node_id == "n1"
+    for changes, code in (
+        ({"model": "nonsense"}, grpc.StatusCode.NOT_FOUND),
+        ({"data_class": "nonsense"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"budget": Budget(ttft_ms=0.001), "on_miss": OnMiss.REJECT}, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert "reserved" in (caught.value.details() or "")
+            await asked(**changes)
+        assert caught.value.code() is code
+    assert served_error(caught.value).reason == "BUDGET_UNMEETABLE"
+
+
+async def test_metadata_tells_of_route_and_outcome_only_where_asked_for(rig: Rig) -> None:
+    await rig.add_node("n1")
+    message = codec.encode_generate_request(question("r1", max_tokens=3, budget=Budget(total_ms=10_000.0)))
+    message.takes_following = True
+    for tells in (True, False):
+        message.tell_in_metadata = tells
+        call = rig.stub.Generate(message)
+        async for _ in call:
+            pass
+        headers, trailers = dict(await call.initial_metadata()), dict(await call.trailing_metadata())
+        ours = {name: value for name, value in {**headers, **trailers}.items() if name.startswith("x-tide")}
+        assert bool(ours) is tells
+        if tells:
+            assert headers["x-tidegate-node"] == "name-n1"
+            assert headers["x-tidegate-model"] == "oracle"
+            assert (trailers["x-tidegate-attempts"], trailers["x-tidegate-budget"]) == ("1", "met")
+            assert float(trailers["x-tidegate-measured-ttft-ms"]) > 0
+            assert float(headers["x-tidegate-predicted-ttft-ms"]) > 0
+
+
+async def test_a_reserved_method_says_that_it_is(rig: Rig) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.stub.Resume(pb.ResumeRequest()).read()
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "reserved" in (caught.value.details() or "")
 
 
 async def test_health_and_reflection_are_served(rig: Rig) -> None:

@@ -76,6 +76,18 @@ async def test_explain(gateway: FakeGateway) -> None:
     assert value["explanation"]["filtered"] == {"health": 1}
 
 
+async def test_explain_without_the_admin_scope_tells_where_it_would_go(gateway: FakeGateway) -> None:
+    for flag in ((), ("--json",)):
+        gateway.fail_next(Fail(ServeError(Code.PERMISSION_DENIED, "admin only")))
+        ran = await tidegate_cli("explain", "x", *flag, "--gateway", gateway.address)
+        assert ran.code == 0, ran.err
+        if flag:
+            assert json.loads(ran.out)["node_name"] == "edge-a"
+        else:
+            assert ran.out.startswith(ROUTE.why)
+            assert "need a key with the admin scope" in ran.out
+
+
 async def test_explain_tells_of_a_refusal(gateway: FakeGateway) -> None:
     gateway.decision = Decision(route=None, explanation=Explanation(), refusal="no node may have it")
     ran = await tidegate_cli("explain", "x", "--data-class", "restricted", "--gateway", gateway.address)

@@ -170,6 +170,7 @@ class GenerateRequest(google.protobuf.message.Message):
     EARLY_ACCEPT_FIELD_NUMBER: builtins.int
     EXPLAIN_FIELD_NUMBER: builtins.int
     TAKES_FOLLOWING_FIELD_NUMBER: builtins.int
+    TELL_IN_METADATA_FIELD_NUMBER: builtins.int
     ADAPTER_FIELD_NUMBER: builtins.int
     FORMAT_FIELD_NUMBER: builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: builtins.int
@@ -197,6 +198,10 @@ class GenerateRequest(google.protobuf.message.Message):
     """Put the reasons of the decision into `accepted`."""
     takes_following: builtins.bool
     """The client reads GenerateResponse.following: events that are there at the same time may share a message."""
+    tell_in_metadata: builtins.bool
+    """Also tell route and outcome in the RPC's metadata, for proxies, logs and tools that do not read messages. See
+    docs/protocol.md for the names. The headers are then sent with `accepted`, never before.
+    """
     adapter: builtins.str
     """LoRA adapter of the model to answer with; only nodes that have it are asked. Empty for none."""
     top_logprobs: builtins.int
@@ -237,12 +242,13 @@ class GenerateRequest(google.protobuf.message.Message):
         early_accept: builtins.bool = ...,
         explain: builtins.bool = ...,
         takes_following: builtins.bool = ...,
+        tell_in_metadata: builtins.bool = ...,
         adapter: builtins.str = ...,
         format: tidegate.common.v1.common_pb2.OutputFormat | None = ...,
         top_logprobs: builtins.int | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "_top_logprobs", b"_top_logprobs", "budget", b"budget", "chat", b"chat", "format", b"format", "input", b"input", "min_p_good", b"min_p_good", "prompt", b"prompt", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "_top_logprobs", b"_top_logprobs", "adapter", b"adapter", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "format", b"format", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "takes_following", b"takes_following", "top_logprobs", b"top_logprobs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_p_good", b"_min_p_good", "_top_logprobs", b"_top_logprobs", "adapter", b"adapter", "budget", b"budget", "chat", b"chat", "data_class", b"data_class", "early_accept", b"early_accept", "explain", b"explain", "format", b"format", "input", b"input", "max_tokens", b"max_tokens", "min_p_good", b"min_p_good", "model", b"model", "on_miss", b"on_miss", "placement", b"placement", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "stop", b"stop", "takes_following", b"takes_following", "tell_in_metadata", b"tell_in_metadata", "top_logprobs", b"top_logprobs"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_p_good", b"_min_p_good"]) -> typing.Literal["min_p_good"] | None: ...
     @typing.overload
@@ -639,15 +645,19 @@ class RouteResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ROUTE_FIELD_NUMBER: builtins.int
+    DECISION_MS_FIELD_NUMBER: builtins.int
+    decision_ms: builtins.float
+    """Milliseconds the decision took, analysis included."""
     @property
     def route(self) -> global___Route: ...
     def __init__(
         self,
         *,
         route: global___Route | None = ...,
+        decision_ms: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["route", b"route"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["route", b"route"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decision_ms", b"decision_ms", "route", b"route"]) -> None: ...
 
 global___RouteResponse = RouteResponse
 

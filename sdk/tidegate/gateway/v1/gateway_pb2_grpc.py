@@ -103,7 +103,8 @@ class GatewayServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Route(self, request, context):
-        """Decides without generating, for clients that dial nodes themselves. Reserved: answers UNIMPLEMENTED.
+        """The decision Generate would take for this request now, without an answer, for any key. Nothing is held: the
+        same request may go elsewhere a moment later. Errors as for Generate, refusals among them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class GatewayServiceStub:
         tidegate.gateway.v1.gateway_pb2.RouteRequest,
         tidegate.gateway.v1.gateway_pb2.RouteResponse,
     ]
-    """Decides without generating, for clients that dial nodes themselves. Reserved: answers UNIMPLEMENTED."""
+    """The decision Generate would take for this request now, without an answer, for any key. Nothing is held: the
+    same request may go elsewhere a moment later. Errors as for Generate, refusals among them.
+    """
 
     ListModels: grpc.UnaryUnaryMultiCallable[
         tidegate.gateway.v1.gateway_pb2.ListModelsRequest,
@@ -102,7 +104,9 @@ class GatewayServiceAsyncStub:
         tidegate.gateway.v1.gateway_pb2.RouteRequest,
         tidegate.gateway.v1.gateway_pb2.RouteResponse,
     ]
-    """Decides without generating, for clients that dial nodes themselves. Reserved: answers UNIMPLEMENTED."""
+    """The decision Generate would take for this request now, without an answer, for any key. Nothing is held: the
+    same request may go elsewhere a moment later. Errors as for Generate, refusals among them.
+    """
 
     ListModels: grpc.aio.UnaryUnaryMultiCallable[
         tidegate.gateway.v1.gateway_pb2.ListModelsRequest,
@@ -170,7 +174,9 @@ class GatewayServiceServicer(metaclass=abc.ABCMeta):
         request: tidegate.gateway.v1.gateway_pb2.RouteRequest,
         context: _ServicerContext,
     ) -> typing.Union[tidegate.gateway.v1.gateway_pb2.RouteResponse, collections.abc.Awaitable[tidegate.gateway.v1.gateway_pb2.RouteResponse]]:
-        """Decides without generating, for clients that dial nodes themselves. Reserved: answers UNIMPLEMENTED."""
+        """The decision Generate would take for this request now, without an answer, for any key. Nothing is held: the
+        same request may go elsewhere a moment later. Errors as for Generate, refusals among them.
+        """
 
     @abc.abstractmethod
     def ListModels(

@@ -36,14 +36,17 @@ async def test_lists_and_decisions(gateway: FakeGateway, client: tidegate.Client
     assert await client.nodes() == (NODE,)
     assert await client.models() == gateway.models
     decision = await client.explain("hi", budget=tidegate.Budget(ttft_ms=5))
-    assert decision.route == default_route()
+    assert decision.route == await client.route("hi", budget=tidegate.Budget(ttft_ms=5)) == default_route()
     refused = tidegate.Decision(
         None, tidegate.Explanation(filtered={"health": 2}), refusal="no node is ready"
     )
     gateway.decision = refused
     assert await client.explain(raw_prompt="hi") == refused
-    with pytest.raises(tidegate.InvalidRequest):
-        await client.explain("hi", placement="moon")
+    with pytest.raises(tidegate.BudgetUnmeetable, match="no node is ready"):
+        await client.route("hi")
+    for ask in (client.explain, client.route):
+        with pytest.raises(tidegate.InvalidRequest):
+            await ask("hi", placement="moon")
 
 
 async def test_the_watch_tells_of_changes_only(gateway: FakeGateway, client: tidegate.Client) -> None:
@@ -74,7 +77,7 @@ async def test_the_fake_answers_reserved_calls_and_bad_requests(gateway: FakeGat
     channel = open_channel(gateway.address)
     stub = GatewayServiceStub(channel)
     calls = [
-        (stub.Route(pb.RouteRequest()), grpc.StatusCode.UNIMPLEMENTED),
+        (stub.Route(pb.RouteRequest()), grpc.StatusCode.INVALID_ARGUMENT),
         (stub.Explain(pb.ExplainRequest()), grpc.StatusCode.INVALID_ARGUMENT),
     ]
     for call, expected in calls:

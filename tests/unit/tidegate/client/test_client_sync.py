@@ -57,7 +57,7 @@ def test_texts_are_embedded(sync_client: tidegate.SyncClient) -> None:
 def test_lists_and_explanations(server: FakeGateway, sync_client: tidegate.SyncClient) -> None:
     assert sync_client.nodes() == ()
     assert sync_client.models() == ()
-    assert sync_client.explain("hi").route == default_route()
+    assert sync_client.explain("hi").route == sync_client.route("hi") == default_route()
     sync_client.feedback("r-1", worse=True)
     assert server.verdicts == [("r-1", True)]
     with sync_client.watch_fleet() as watch:
