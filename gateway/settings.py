@@ -78,6 +78,21 @@ class NodeRule(Section):
         default=0.0, ge=0, allow_inf_nan=False, description="Price of a million tokens there"
     )
     tenants: tuple[str, ...] = Field(default=(), description="Tenants these nodes work for; empty: all")
+    cost_per_wh: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of a watt-hour there, where a node reports what work makes it draw",
+    )
+    cost_per_metered_mb: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Price of a MB, where a node's link is metered"
+    )
+    battery_floor: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of its charge below which a node on battery takes only what nobody else may take",
+    )
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Self:

@@ -21,6 +21,7 @@ from serving.engine_settings import build_engine
 from serving.engines.base import EngineUnavailable
 from serving.identity import IdentityError, NodeIdentity, load_identity
 from serving.node import LocalBackend, NamedIdentity, NodeRuntime
+from serving.node.power import PowerWatch
 from serving.node_settings import LinkSettings, NodeSettings
 from serving.openai_api.backend import ModelCard
 from serving.startup import ProgramArgs, ProgramError, is_loopback
@@ -125,7 +126,11 @@ class NodeProgram:
         except (IdentityError, EngineUnavailable) as error:
             raise ProgramError(str(error)) from error
         named = NamedIdentity(self._identity.node_id, self._identity.boot_id, settings.shown_name)
-        self.runtime = NodeRuntime(engine, named, direct_endpoints=settings.link.direct_endpoints)
+        self._power = PowerWatch(settings.power.options(), self._is_busy)
+        self.runtime = NodeRuntime(
+            engine, named, direct_endpoints=settings.link.direct_endpoints, power=self._power.now
+        )
+        self._watching: asyncio.Task[None] | None = None
         self.backend = StartingBackend()
         self._started = False
         self._metrics: NodeMetrics | None = None
@@ -134,6 +139,10 @@ class NodeProgram:
         except BaseException:
             self._identity.close()
             raise
+
+    def _is_busy(self) -> bool:
+        load = self.load()
+        return load is not None and load.running > 0
 
     def load(self) -> NodeLoad | None:
         """None until the engine has started."""
@@ -155,19 +164,25 @@ class NodeProgram:
         """
         try:
             if await self._start_engine(stop):
+                self._watching = asyncio.create_task(self._power.run(), name="node-power")
                 self._links.start()
                 ended = await self._until_stop(stop)
                 await self._drain()
                 if ended:
                     raise ProgramError(f"{ended} ended, which it never should: see the log, and report it")
         finally:
+            if self._watching is not None:
+                self._watching.cancel()
+                await asyncio.wait((self._watching,))
             await self.runtime.stop(0.0)
             await self._links.stop(LINK_STOP_S)
             self._identity.close()
 
     async def _until_stop(self, stop: asyncio.Event) -> str:
         """Waits for `stop`, or for the end of a part; returns the name of that part."""
-        parts = (*self.runtime.tasks, *self._links.tasks)
+        parts = [*self.runtime.tasks, *self._links.tasks]
+        if self._watching is not None:
+            parts.append(self._watching)
         stopping = asyncio.create_task(stop.wait(), name="stop-wait")
         try:
             await asyncio.wait((stopping, *parts), return_when=asyncio.FIRST_COMPLETED)

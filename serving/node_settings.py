@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from serving.engine_settings import EngineSettings
+from serving.node.power import PowerOptions
 from serving.settings import ClientTlsSettings, ProgramSettings, SecretSource, Section
 from tidegate.routing.domain import Tier
 
@@ -38,6 +39,30 @@ class LinkSettings(Section):
         return gateways
 
 
+class PowerSettings(Section):
+    """What is told to gateways of electricity and the uplink; the operator's table says what they cost."""
+
+    interval_s: float = Field(
+        default=5.0, ge=0, le=3600, description="Seconds between two looks at battery and draw; 0: none"
+    )
+    metered: bool = Field(default=False, description="Whether the way to the gateways costs by volume")
+    work_watts: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Watts drawn more while the engine computes; unset: measured where it can be read",
+    )
+    supply_dir: Path = Field(
+        default=Path("/sys/class/power_supply"), description="Where batteries and mains are found"
+    )
+    powercap_dir: Path = Field(default=Path("/sys/class/powercap"), description="Where energy counters are")
+
+    def options(self) -> PowerOptions:
+        return PowerOptions(
+            self.interval_s, self.metered, self.work_watts, self.supply_dir, self.powercap_dir
+        )
+
+
 class NodeSettings(ProgramSettings):
     """Base of the settings of edge_node and cloud_node."""
 
@@ -48,6 +73,7 @@ class NodeSettings(ProgramSettings):
     )
     engine: EngineSettings = Field(default=EngineSettings(), description="What this node computes with")
     link: LinkSettings = Field(default=LinkSettings(), description="The way to the gateways")
+    power: PowerSettings = Field(default=PowerSettings(), description="Electricity and the uplink's price")
 
     @property
     def shown_name(self) -> str:

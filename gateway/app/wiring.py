@@ -21,7 +21,7 @@ from serving.settings import SettingsError
 from serving.startup import ProgramArgs, check_exposure
 from serving.tls import server_ssl_context
 from tidegate.routing.admission import AdmissionLimits
-from tidegate.routing.domain import Binding, ClassRule, Tier
+from tidegate.routing.domain import Binding, ClassRule, Prices, Tier
 from tidegate.routing.naming import ModelName, ModelNames, Portion
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,16 @@ def operator(settings: GatewaySettings) -> OperatorTable:
     """The operator's table. Raises SettingsError for a token that cannot be read."""
     tokens, nodes = [], {}
     for rule in settings.nodes:
+        prices = Prices(rule.cost_per_wh, rule.cost_per_metered_mb)
         binding = Binding(
-            Tier(rule.tier), rule.region, rule.trust, rule.cost_per_mtoken, frozenset(rule.tenants)
+            Tier(rule.tier),
+            rule.region,
+            rule.trust,
+            rule.cost_per_mtoken,
+            frozenset(rule.tenants),
+            # Without a price nothing needs to be added up per candidate.
+            prices if prices != Prices() else None,
+            rule.battery_floor,
         )
         if rule.join_token is not None:
             tokens.append((rule.join_token.read(), binding))

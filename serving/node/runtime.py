@@ -24,6 +24,7 @@ from tidegate.routing.domain import (
     Failure,
     Finish,
     NodeLoad,
+    Power,
     SequenceOutput,
     StepBatch,
     Usage,
@@ -67,10 +68,13 @@ class NodeRuntime:
         *,
         direct_endpoints: tuple[str, ...] = (),
         fence_entries: int = 16_384,
+        power: Callable[[], Power | None] = lambda: None,
     ) -> None:
+        """`power` is what the node tells of its electricity, read for each heartbeat."""
         self._engine = engine
         self._identity = identity
         self._direct_endpoints = direct_endpoints
+        self._power = power
         self._fences = FenceTable(fence_entries)
         self._active: dict[AttemptKey, _Active] = {}
         self._listeners: list[NodeListener] = []
@@ -174,6 +178,7 @@ class NodeRuntime:
             progress_age_ms=load.progress_age_ms,
             draining=self._draining,
             speeds=load.speeds,
+            power=self._power(),
         )
 
     def cache_full(self) -> CacheDelta:

@@ -73,6 +73,8 @@ def _candidate_body(candidate: Candidate) -> dict[str, Any]:
         "route": _route_body(candidate.route),
         "qualified": candidate.qualified,
         "cost_per_mtoken": candidate.cost_per_mtoken,
+        "energy_per_mtoken": candidate.energy_per_mtoken,
+        "link_per_mtoken": candidate.link_per_mtoken,
     }
 
 

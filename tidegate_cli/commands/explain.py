@@ -24,7 +24,7 @@ def candidate_rows(explanation: tidegate.Explanation) -> list[list[str]]:
             ms(c.route.predicted_total_ms),
             f"{c.route.p_meet:.2f}",
             f"{c.route.p_good:.2f}",
-            f"{c.cost_per_mtoken:g}",
+            f"{c.cost_per_mtoken:.4g}",
             str(c.route.expected_cached_tokens),
             "yes" if c.qualified else "no",
         ]

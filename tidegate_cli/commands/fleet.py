@@ -11,9 +11,42 @@ from tidegate_cli.render import as_json, ms, table
 DEADLINE_S = 10.0
 
 
+def power_words(power: tidegate.Power | None) -> str:
+    """battery 63 %, 7.5 W, metered"""
+    if power is None:
+        return "-"
+    words = []
+    if power.battery_share is not None:
+        words.append(("battery " if power.on_battery else "mains, ") + f"{100 * power.battery_share:.0f} %")
+    elif power.on_battery:
+        words.append("battery")
+    if power.draw_w is not None:
+        words.append(f"{power.draw_w:.1f} W")
+    if power.work_w is not None:
+        words.append(f"work +{power.work_w:.1f} W")
+    if power.metered:
+        words.append("metered")
+    return ", ".join(words) or "-"
+
+
+def node_table(nodes: tuple[tidegate.NodeInfo, ...]) -> str:
+    """With a column about electricity where any node says something of it."""
+    header, rows = NODE_HEADER, node_rows(nodes)
+    if any(n.power is not None for n in nodes):
+        header = [*header[:-1], "power", header[-1]]
+        rows = [
+            [*row[:-1], power_words(n.power), row[-1]] for n, row in zip(_sorted(nodes), rows, strict=True)
+        ]
+    return table(header, rows)
+
+
+def _sorted(nodes: tuple[tidegate.NodeInfo, ...]) -> list[tidegate.NodeInfo]:
+    return sorted(nodes, key=lambda n: (n.tier.value, n.name))
+
+
 def node_rows(nodes: tuple[tidegate.NodeInfo, ...]) -> list[list[str]]:
     rows = []
-    for n in sorted(nodes, key=lambda n: (n.tier.value, n.name)):
+    for n in _sorted(nodes):
         variants = ", ".join(f"{v.model} {v.quantization}".strip() for v in n.variants)
         decode = f"{n.speeds.decode[0][1]:.0f}" if n.speeds.decode else "-"
         rows.append(
@@ -45,7 +78,7 @@ class NodesCommand:
     async def run(self, args: argparse.Namespace) -> int:
         async with connect.client(args) as client:
             nodes = await client.nodes(deadline_s=DEADLINE_S)
-        print(as_json(nodes) if args.json else table(NODE_HEADER, node_rows(nodes)))
+        print(as_json(nodes) if args.json else node_table(nodes))
         return 0
 
 

@@ -7,9 +7,8 @@ import asyncio
 import signal
 
 import tidegate
-from tidegate_cli.commands.fleet import NODE_HEADER, node_rows
+from tidegate_cli.commands.fleet import node_table
 from tidegate_cli.models import Say, prepared_models
-from tidegate_cli.render import table
 from tidegate_cli.stack import ChildFailed, FleetOptions, LocalFleet
 from tidegate_cli.stack.ports import StackPorts, free_ports
 
@@ -85,7 +84,7 @@ async def _show(fleet: LocalFleet) -> None:
     async with tidegate.Client(fleet.address) as client:
         nodes = await client.nodes(deadline_s=5.0)
     ports = fleet.options.ports
-    _say(table(NODE_HEADER, node_rows(nodes)))
+    _say(node_table(nodes))
     _say(f"up: gRPC {fleet.address}, OpenAI base URL http://127.0.0.1:{ports.http}/v1")
     _say(f"devices' own OpenAI APIs: http://127.0.0.1:{ports.edge_a}/v1, http://127.0.0.1:{ports.edge_b}/v1")
     _say(f"logs: {fleet.folder}")

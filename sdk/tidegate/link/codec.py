@@ -137,6 +137,7 @@ def load_to_pb(load: NodeLoad) -> node_pb2.Heartbeat:
         progress_age_ms=load.progress_age_ms,
         draining=load.draining,
         speeds=None if load.speeds is None else wire.encode_speeds(load.speeds),
+        power=wire.encode_power(load.power),
     )
 
 
@@ -152,6 +153,7 @@ def load_from_pb(pb: node_pb2.Heartbeat) -> NodeLoad:
         progress_age_ms=wire.sane(pb.progress_age_ms),
         draining=pb.draining,
         speeds=wire.decode_speeds(pb.speeds) if pb.HasField("speeds") else None,
+        power=wire.decode_power(pb.power) if pb.HasField("power") else None,
     )
 
 

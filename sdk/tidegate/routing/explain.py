@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tidegate.routing.domain import Budget, Candidate, Explanation, ServeError
+from tidegate.routing.domain import Budget, Candidate, Explanation, ServeError, is_saving
 from tidegate.routing.filters import Filter
-from tidegate.routing.plan import Choice, Pick, Plan, Reason, Refusal
+from tidegate.routing.plan import Choice, Extra, Pick, Plan, Reason, Refusal
 
 _FILTER_WORDS = {
     "model": "without the model",
@@ -17,6 +17,7 @@ _FILTER_WORDS = {
     "health": "not healthy",
     "draining": "draining",
     "excluded": "already tried",
+    "battery": "sparing the battery",
 }
 _REFUSAL_WORDS = {
     Reason.NO_NODE: "no node has joined this gateway",
@@ -47,10 +48,7 @@ def why(plan: Plan, index: int = 0) -> str:
 def explanation(plan: Plan, decision_ms: float = 0.0) -> Explanation:
     """The plan as the domain's Explanation, best first."""
     return Explanation(
-        candidates=tuple(
-            Candidate(c.route(why(plan, i)), c.qualified, c.cost_per_mtoken)
-            for i, c in enumerate(plan.choices)
-        ),
+        candidates=tuple(_candidate(c, why(plan, i)) for i, c in enumerate(plan.choices)),
         filtered=dict(plan.removed),
         prompt_tokens=plan.query.analysis.prompt_tokens,
         difficulty=plan.query.analysis.difficulty,
@@ -58,10 +56,21 @@ def explanation(plan: Plan, decision_ms: float = 0.0) -> Explanation:
     )
 
 
+def _candidate(choice: Choice, sentence: str = "") -> Candidate:
+    extra = choice.extra or Extra(0.0, 0.0)
+    return Candidate(
+        choice.route(sentence),
+        choice.qualified,
+        choice.cost_per_mtoken,
+        energy_per_mtoken=extra.energy,
+        link_per_mtoken=extra.link,
+    )
+
+
 def refusal_explanation(refusal: Refusal, decision_ms: float = 0.0) -> Explanation:
     """What was looked at before the request was refused."""
     return Explanation(
-        candidates=tuple(Candidate(c.route(), c.qualified, c.cost_per_mtoken) for c in refusal.choices),
+        candidates=tuple(_candidate(c) for c in refusal.choices),
         filtered=dict(refusal.removed),
         prompt_tokens=refusal.query.analysis.prompt_tokens,
         difficulty=refusal.query.analysis.difficulty,
@@ -145,8 +154,20 @@ def _scores(choice: Choice, plan: Plan) -> str:
         parts.append(f"P(meets budget) {choice.p_meet:.2f} of {query.target_share:.2f}")
     asked = f" of {query.min_p_good:.2f}" if query.min_p_good > 0 else ""
     parts.append(f"P(good) {choice.p_good:.2f}{asked}")
-    parts.append(f"cost {choice.cost_per_mtoken:g} per million tokens")
+    parts.append(f"cost {choice.cost_per_mtoken:.4g} per million tokens{_extra(choice)}")
+    power = choice.node.load.power
+    if power is not None and power.on_battery and power.battery_share is not None:
+        below = ", below its floor" if is_saving(choice.node) else ""
+        parts.append(f"on battery, {100 * power.battery_share:.0f} % left{below}")
     return ", ".join(parts)
+
+
+def _extra(choice: Choice) -> str:
+    if choice.extra is None:
+        return ""
+    named = (("energy", choice.extra.energy), ("metered link", choice.extra.link))
+    told = ", ".join(f"{name} {cost:.3g}" for name, cost in named if cost > 0.0)
+    return f" (of it {told})"
 
 
 def _telling(refusal: Refusal) -> dict[str, int]:
@@ -196,6 +217,7 @@ def record(plan: Plan) -> dict[str, object]:
                 "p_meet": round(c.p_meet, 4),
                 "qualified": c.qualified,
                 "cost_per_mtoken": c.cost_per_mtoken,
+                "extra_cost": None if c.extra is None else [round(each, 6) for each in c.extra],
             }
             for c in plan.choices
         ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from tidegate.routing.costs import most_of
 from tidegate.routing.plan import Pick, Plan
 from tidegate.routing.policy import WARM_MIN_TOKENS
 
@@ -24,11 +25,12 @@ def explored(plan: Plan, rng: Callable[[], float], share: float = EXPLORED_SHARE
         return plan
     first = plan.first
     # What lies warm there is worth more than what would be learned elsewhere.
+    limit = most_of(first)
     warm = first.prediction.cached_tokens - WARM_MIN_TOKENS
     others = [
         c
         for c in plan.fallbacks
-        if c.qualified and c.cost_per_mtoken <= first.cost_per_mtoken and c.prediction.cached_tokens > warm
+        if c.qualified and c.cost_per_mtoken <= limit and c.prediction.cached_tokens > warm
     ]
     if not others:
         return plan

@@ -40,6 +40,7 @@ class Filter(StrEnum):
     HEALTH = "health"
     DRAINING = "draining"
     EXCLUDED = "excluded"
+    BATTERY = "battery"
 
 
 PASSING = (Filter.NOT_LINKED, Filter.HEALTH, Filter.DRAINING, Filter.EXCLUDED)
@@ -74,7 +75,7 @@ class Pool(NamedTuple):
 
 def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, int]]:
     """What passed, kind by kind, and how many nodes each filter removed. Nodes already tried are counted as
-    removed, but still in their pools."""
+    removed, but still in their pools. Nodes that save their batteries are left out where somebody else is."""
     found: list[Pool] = []
     removed: dict[str, int] = {}
     tokens = query.fit_tokens
@@ -90,6 +91,7 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
             removed[fell] = removed.get(fell, 0) + 1
         if ready:
             found.append(Pool(kind, ready, variants))
+    found = _unspared(found, query, removed)
     if query.excluded:
         tried = [snapshot.get(node_id) for node_id in query.excluded]
         for pool in found:
@@ -97,6 +99,18 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
             if here:
                 removed[Filter.EXCLUDED] = removed.get(Filter.EXCLUDED, 0) + here
     return found, removed
+
+
+def _unspared(found: list[Pool], query: RouteQuery, removed: dict[str, int]) -> list[Pool]:
+    """Without the nodes that save their batteries, if anybody else is left who was not tried."""
+    spared = [pool for pool in found if pool.kind.saving]
+    if not spared:
+        return found
+    others = [pool for pool in found if not pool.kind.saving]
+    if not any(node.node_id not in query.excluded for pool in others for node in pool.nodes):
+        return found
+    removed[Filter.BATTERY] = sum(len(pool.nodes) for pool in spared)
+    return others
 
 
 def apply_filters(snapshot: Snapshot, query: RouteQuery) -> Filtered:

@@ -16,8 +16,20 @@ from tidegate.routing.prediction import Prediction
 MAX_CANDIDATES = 16
 
 
+class Extra(NamedTuple):
+    """What a request costs besides the table's price of its tokens, per million of them."""
+
+    energy: float
+    link: float
+
+    @property
+    def total(self) -> float:
+        return self.energy + self.link
+
+
 class Choice(NamedTuple):
     """One candidate with its scores. `qualified`: meets the budget's target share and the quality asked.
+    `cost_per_mtoken` is the table's price with `extra`, where there is one.
 
     P(good) is computed when it is read: without a quality asked for, no decision depends on it.
     """
@@ -29,6 +41,7 @@ class Choice(NamedTuple):
     p_good_of: Callable[[], float]
     qualified: bool
     cost_per_mtoken: float
+    extra: Extra | None = None
 
     @property
     def p_good(self) -> float:

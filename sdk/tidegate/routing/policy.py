@@ -15,6 +15,7 @@ from heapq import nsmallest
 from typing import Protocol
 
 from tidegate.routing import sampling
+from tidegate.routing.costs import cheapest, extra_cost
 from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
 from tidegate.routing.filters import Eligible, apply_filters, pools
 from tidegate.routing.latency import LatencyModel
@@ -142,8 +143,10 @@ def judged(
         if p_good is None:
             p_good = p_good_of[variant.digest] = _PGood(judge, variant)
         qualified = (not limited or p_meet >= target) and good_enough(p_good, query)
-        cost = node.binding.cost_per_mtoken
-        choices.append(Choice(node, variant, prediction, p_meet, p_good, qualified, cost))
+        cost, extra, prices = node.binding.cost_per_mtoken, None, node.binding.prices
+        if prices is not None and (extra := extra_cost(prices, node.load, prediction)) is not None:
+            cost += extra.total
+        choices.append(Choice(node, variant, prediction, p_meet, p_good, qualified, cost, extra))
     return choices
 
 
@@ -180,11 +183,10 @@ class _PGood:
 
 
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
-    lowest = min(c.cost_per_mtoken for c in qualified)
-    cheapest = [c for c in qualified if c.cost_per_mtoken == lowest]
-    if len(cheapest) == 1:
-        return cheapest[0], Pick.ONLY if len(qualified) == 1 else Pick.CHEAPEST
-    return _among_near(cheapest, query, rng, Pick.FASTEST)
+    cheap = cheapest(qualified)
+    if len(cheap) == 1:
+        return cheap[0], Pick.ONLY if len(qualified) == 1 else Pick.CHEAPEST
+    return _among_near(cheap, query, rng, Pick.FASTEST)
 
 
 def _pick_at_risk(choices: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:

@@ -162,7 +162,11 @@ def encode_explanation(explanation: Explanation) -> pb.Explanation:
     return pb.Explanation(
         candidates=[
             pb.Candidate(
-                route=encode_route(c.route), qualified=c.qualified, cost_per_mtoken=c.cost_per_mtoken
+                route=encode_route(c.route),
+                qualified=c.qualified,
+                cost_per_mtoken=c.cost_per_mtoken,
+                energy_per_mtoken=c.energy_per_mtoken,
+                link_per_mtoken=c.link_per_mtoken,
             )
             for c in explanation.candidates
         ],
@@ -176,7 +180,13 @@ def encode_explanation(explanation: Explanation) -> pb.Explanation:
 def decode_explanation(explanation: pb.Explanation) -> Explanation:
     return Explanation(
         candidates=tuple(
-            Candidate(route=decode_route(c.route), qualified=c.qualified, cost_per_mtoken=c.cost_per_mtoken)
+            Candidate(
+                route=decode_route(c.route),
+                qualified=c.qualified,
+                cost_per_mtoken=c.cost_per_mtoken,
+                energy_per_mtoken=c.energy_per_mtoken,
+                link_per_mtoken=c.link_per_mtoken,
+            )
             for c in explanation.candidates
         ),
         filtered=dict(explanation.filtered),

@@ -17,6 +17,7 @@ from tidegate.routing.domain import (
     FinishReason,
     Message,
     OutputFormat,
+    Power,
     ReplayClass,
     Role,
     Sampling,
@@ -37,6 +38,7 @@ MAX_TOP_LOGPROBS = 20
 # No token of any vocabulary is longer.
 MAX_TOKEN_BYTES = 1024
 MAX_TOKENS_PER_S = 1e7
+MAX_WATTS = 1e6
 
 ROLES: Mapping[Role, pb.Role.ValueType] = {
     Role.SYSTEM: pb.ROLE_SYSTEM,
@@ -234,6 +236,28 @@ def decode_timings(timings: pb.Timings) -> Timings:
         tpot_ms=timings.tpot_ms,
         total_ms=timings.total_ms,
         batch_size=timings.batch_size,
+    )
+
+
+def encode_power(power: Power | None) -> pb.Power | None:
+    if power is None:
+        return None
+    return pb.Power(
+        on_battery=power.on_battery,
+        battery_share=power.battery_share,
+        draw_w=power.draw_w,
+        work_w=power.work_w,
+        metered=power.metered,
+    )
+
+
+def decode_power(power: pb.Power) -> Power:
+    return Power(
+        on_battery=power.on_battery,
+        battery_share=sane(power.battery_share, 1.0) if power.HasField("battery_share") else None,
+        draw_w=sane(power.draw_w, MAX_WATTS) if power.HasField("draw_w") else None,
+        work_w=sane(power.work_w, MAX_WATTS) if power.HasField("work_w") else None,
+        metered=power.metered,
     )
 
 

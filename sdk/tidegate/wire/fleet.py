@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tidegate.gateway.v1 import gateway_pb2 as pb
-from tidegate.routing.domain import Explanation, Health, NodeState, Route, Speeds, Tier, Variant
+from tidegate.routing.domain import Explanation, Health, NodeState, Power, Route, Speeds, Tier, Variant
 from tidegate.wire import codec, common
 
 HEALTHS: Mapping[Health, pb.NodeHealth.ValueType] = {
@@ -40,6 +40,7 @@ class NodeInfo:
     hardware_class: str = ""
     linked_here: bool = True
     silent_ms: float = 0.0
+    power: Power | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def node_info(state: NodeState, *, silent_ms: float = 0.0) -> NodeInfo:
         hardware_class=announcement.hardware_class,
         linked_here=state.linked_here,
         silent_ms=silent_ms,
+        power=state.load.power,
     )
 
 
@@ -98,6 +100,7 @@ def encode_node(node: NodeInfo) -> pb.Node:
         hardware_class=node.hardware_class,
         linked_here=node.linked_here,
         silent_ms=node.silent_ms,
+        power=common.encode_power(node.power),
     )
 
 
@@ -119,6 +122,7 @@ def decode_node(node: pb.Node) -> NodeInfo:
         hardware_class=node.hardware_class,
         linked_here=node.linked_here,
         silent_ms=node.silent_ms,
+        power=common.decode_power(node.power) if node.HasField("power") else None,
     )
 
 

@@ -19,7 +19,16 @@ from serving.node.naming import NamedIdentity
 from serving.node.runtime import NodeRuntime
 from tidegate.gateway.v1 import gateway_pb2_grpc
 from tidegate.link.client import LinkClient, LinkCredentials
-from tidegate.routing.domain import Chunk, GenerateEvent, GenerateRequest, Health, Message, Role, ServeError
+from tidegate.routing.domain import (
+    Chunk,
+    GenerateEvent,
+    GenerateRequest,
+    Health,
+    Message,
+    Power,
+    Role,
+    ServeError,
+)
 from tidegate.routing.prefix import canonical_bytes
 from tidegate.wire import codec, status
 from tidegate.wire.channels import TlsConfig, channel_options
@@ -75,9 +84,10 @@ async def start_node(
     join_token: str = "",
     tls: TlsConfig | None = None,
     prove: Callable[[bytes], tuple[bytes, bytes]] | None = None,
+    power: Callable[[], Power | None] = lambda: None,
 ) -> Node:
     engine = OracleEngine(settings)
-    runtime = NodeRuntime(engine, NamedIdentity(node_id, "boot", f"name-{node_id}"))
+    runtime = NodeRuntime(engine, NamedIdentity(node_id, "boot", f"name-{node_id}"), power=power)
     await runtime.start()
     credentials = LinkCredentials(
         next_link_epoch=lambda: next(_epochs), prove=prove, join_token=join_token, tls=tls

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ async def test_nodes(gateway: FakeGateway) -> None:
     ran = await tidegate_cli("nodes", "--json", "--gateway", gateway.address)
     (node,) = json.loads(ran.out)
     assert (node["name"], node["tier"], node["health"], node["queued"]) == ("edge-a", "edge", "ready", 2)
+
+
+async def test_nodes_tell_of_their_electricity_where_one_does(gateway: FakeGateway) -> None:
+    power = tidegate.Power(on_battery=True, battery_share=0.63, draw_w=7.5, metered=True)
+    gateway.set_nodes([replace(NODE, power=power), replace(NODE, name="edge-b")])
+    ran = await tidegate_cli("nodes", "--gateway", gateway.address)
+    assert re.search(r"^edge-a .* 600/60 +battery 63 %, 7\.5 W, metered +0123456789ab$", ran.out, re.M)
+    assert re.search(r"^edge-b .* 600/60 +- +0123456789ab$", ran.out, re.M)
 
 
 async def test_models(gateway: FakeGateway) -> None:

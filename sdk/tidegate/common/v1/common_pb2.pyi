@@ -489,6 +489,47 @@ class SpeedPoint(google.protobuf.message.Message):
 global___SpeedPoint = SpeedPoint
 
 @typing.final
+class Power(google.protobuf.message.Message):
+    """What a node says of its electricity and of its way to the gateway. Unset where it cannot know."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ON_BATTERY_FIELD_NUMBER: builtins.int
+    BATTERY_SHARE_FIELD_NUMBER: builtins.int
+    DRAW_W_FIELD_NUMBER: builtins.int
+    WORK_W_FIELD_NUMBER: builtins.int
+    METERED_FIELD_NUMBER: builtins.int
+    on_battery: builtins.bool
+    """Nothing but its battery feeds it."""
+    battery_share: builtins.float
+    """Charge left, in [0, 1]; unset without a battery."""
+    draw_w: builtins.float
+    """Watts the device draws now."""
+    work_w: builtins.float
+    """Watts it draws more while its engine computes."""
+    metered: builtins.bool
+    """Its uplink costs by volume."""
+    def __init__(
+        self,
+        *,
+        on_battery: builtins.bool = ...,
+        battery_share: builtins.float | None = ...,
+        draw_w: builtins.float | None = ...,
+        work_w: builtins.float | None = ...,
+        metered: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_battery_share", b"_battery_share", "_draw_w", b"_draw_w", "_work_w", b"_work_w", "battery_share", b"battery_share", "draw_w", b"draw_w", "work_w", b"work_w"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_battery_share", b"_battery_share", "_draw_w", b"_draw_w", "_work_w", b"_work_w", "battery_share", b"battery_share", "draw_w", b"draw_w", "metered", b"metered", "on_battery", b"on_battery", "work_w", b"work_w"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_battery_share", b"_battery_share"]) -> typing.Literal["battery_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_draw_w", b"_draw_w"]) -> typing.Literal["draw_w"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_work_w", b"_work_w"]) -> typing.Literal["work_w"] | None: ...
+
+global___Power = Power
+
+@typing.final
 class Speeds(google.protobuf.message.Message):
     """Speeds a node measured on itself."""
 

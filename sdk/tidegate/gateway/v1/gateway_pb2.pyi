@@ -333,10 +333,15 @@ class Candidate(google.protobuf.message.Message):
     ROUTE_FIELD_NUMBER: builtins.int
     QUALIFIED_FIELD_NUMBER: builtins.int
     COST_PER_MTOKEN_FIELD_NUMBER: builtins.int
+    ENERGY_PER_MTOKEN_FIELD_NUMBER: builtins.int
+    LINK_PER_MTOKEN_FIELD_NUMBER: builtins.int
     qualified: builtins.bool
     """Met budget, quality and all filters."""
     cost_per_mtoken: builtins.float
-    """Operator's price per million tokens."""
+    """Cost per million tokens of this request: the operator's price, with the two below."""
+    energy_per_mtoken: builtins.float
+    """Of it the energy the request takes, and what it moves over a metered link."""
+    link_per_mtoken: builtins.float
     @property
     def route(self) -> global___Route: ...
     def __init__(
@@ -345,9 +350,11 @@ class Candidate(google.protobuf.message.Message):
         route: global___Route | None = ...,
         qualified: builtins.bool = ...,
         cost_per_mtoken: builtins.float = ...,
+        energy_per_mtoken: builtins.float = ...,
+        link_per_mtoken: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["route", b"route"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cost_per_mtoken", b"cost_per_mtoken", "qualified", b"qualified", "route", b"route"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cost_per_mtoken", b"cost_per_mtoken", "energy_per_mtoken", b"energy_per_mtoken", "link_per_mtoken", b"link_per_mtoken", "qualified", b"qualified", "route", b"route"]) -> None: ...
 
 global___Candidate = Candidate
 
@@ -742,6 +749,7 @@ class Node(google.protobuf.message.Message):
     HARDWARE_CLASS_FIELD_NUMBER: builtins.int
     LINKED_HERE_FIELD_NUMBER: builtins.int
     SILENT_MS_FIELD_NUMBER: builtins.int
+    POWER_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     name: builtins.str
     tier: tidegate.common.v1.common_pb2.Tier.ValueType
@@ -762,6 +770,10 @@ class Node(google.protobuf.message.Message):
     def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[tidegate.common.v1.common_pb2.Variant]: ...
     @property
     def speeds(self) -> tidegate.common.v1.common_pb2.Speeds: ...
+    @property
+    def power(self) -> tidegate.common.v1.common_pb2.Power:
+        """Unset where it says nothing of it."""
+
     def __init__(
         self,
         *,
@@ -779,9 +791,10 @@ class Node(google.protobuf.message.Message):
         hardware_class: builtins.str = ...,
         linked_here: builtins.bool = ...,
         silent_ms: builtins.float = ...,
+        power: tidegate.common.v1.common_pb2.Power | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hardware_class", b"hardware_class", "health", b"health", "linked_here", b"linked_here", "name", b"name", "node_id", b"node_id", "queued", b"queued", "region", b"region", "rtt_ms", b"rtt_ms", "running", b"running", "silent_ms", b"silent_ms", "slots", b"slots", "speeds", b"speeds", "tier", b"tier", "variants", b"variants"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["power", b"power", "speeds", b"speeds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hardware_class", b"hardware_class", "health", b"health", "linked_here", b"linked_here", "name", b"name", "node_id", b"node_id", "power", b"power", "queued", b"queued", "region", b"region", "rtt_ms", b"rtt_ms", "running", b"running", "silent_ms", b"silent_ms", "slots", b"slots", "speeds", b"speeds", "tier", b"tier", "variants", b"variants"]) -> None: ...
 
 global___Node = Node
 

@@ -215,6 +215,7 @@ class Heartbeat(google.protobuf.message.Message):
     PROGRESS_AGE_MS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
     PENDING_DECODE_TOKENS_FIELD_NUMBER: builtins.int
+    POWER_FIELD_NUMBER: builtins.int
     running: builtins.int
     queued: builtins.int
     pending_prefill_tokens: builtins.int
@@ -232,6 +233,10 @@ class Heartbeat(google.protobuf.message.Message):
     """Output tokens that the running sequences may still produce."""
     @property
     def speeds(self) -> tidegate.common.v1.common_pb2.Speeds: ...
+    @property
+    def power(self) -> tidegate.common.v1.common_pb2.Power:
+        """Unset where the node knows nothing of it."""
+
     def __init__(
         self,
         *,
@@ -245,9 +250,10 @@ class Heartbeat(google.protobuf.message.Message):
         progress_age_ms: builtins.float = ...,
         draining: builtins.bool = ...,
         pending_decode_tokens: builtins.int = ...,
+        power: tidegate.common.v1.common_pb2.Power | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["power", b"power", "speeds", b"speeds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "power", b"power", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds"]) -> None: ...
 
 global___Heartbeat = Heartbeat
 

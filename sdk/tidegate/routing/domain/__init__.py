@@ -33,6 +33,8 @@ from tidegate.routing.domain.node import (
     InFlight,
     NodeLoad,
     NodeState,
+    Power,
+    Prices,
     ReplayClass,
     SessionHint,
     Speeds,
@@ -48,7 +50,7 @@ from tidegate.routing.domain.request import (
     Placement,
     RouteQuery,
 )
-from tidegate.routing.domain.snapshot import Group, Holders, Kind, Snapshot, is_kind, is_up
+from tidegate.routing.domain.snapshot import Group, Holders, Kind, Snapshot, is_kind, is_saving, is_up
 from tidegate.routing.domain.work import (
     AttemptKey,
     CacheDelta,
@@ -98,6 +100,8 @@ __all__ = [
     "OnMiss",
     "OutputFormat",
     "Placement",
+    "Power",
+    "Prices",
     "ReplayClass",
     "Restarted",
     "Role",
@@ -119,6 +123,7 @@ __all__ = [
     "Work",
     "adapter_capability",
     "is_kind",
+    "is_saving",
     "is_up",
     "needed_capabilities",
 ]

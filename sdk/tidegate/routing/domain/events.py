@@ -34,11 +34,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One node that was looked at."""
+    """One node that was looked at. Its cost contains energy and metered link, given again by themselves."""
 
     route: Route
     qualified: bool
     cost_per_mtoken: float
+    energy_per_mtoken: float = 0.0
+    link_per_mtoken: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,21 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
+class Power:
+    """What a node says of its electricity and of its way to the gateway; None where it cannot know.
+
+    `battery_share` is the charge left, in [0, 1], None without a battery. `draw_w` is what the whole device
+    draws now, `work_w` how much more while its engine computes. `metered`: its uplink costs by volume.
+    """
+
+    on_battery: bool = False
+    battery_share: float | None = None
+    draw_w: float | None = None
+    work_w: float | None = None
+    metered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NodeLoad:
     """A node's heartbeat. `last_work_seq` acknowledges this replica's work up to that number."""
 
@@ -93,17 +108,32 @@ class NodeLoad:
     progress_age_ms: float = 0.0
     draining: bool = False
     speeds: Speeds | None = None
+    power: Power | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What else a request costs the operator there, in the money of `cost_per_mtoken`: per watt-hour that it
+    makes the node draw, per megabyte over a metered link."""
+
+    per_wh: float = 0.0
+    per_metered_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What the operator asserts about a node. It works for `tenants` only; an empty set means for all."""
+    """What the operator asserts about a node. It works for `tenants` only; an empty set means for all.
+
+    On a battery with less than `battery_floor` of its charge left it only takes what nobody else may take.
+    """
 
     tier: Tier
     region: str = ""
     trust: str = "standard"
     cost_per_mtoken: float = 0.0
     tenants: frozenset[str] = frozenset()
+    prices: Prices | None = None
+    battery_floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from tidegate.routing.domain.node import Binding, Health, NodeState, Variant
 
 
 class Kind(NamedTuple):
-    """What lasting filters look at."""
+    """What lasting filters look at, and whether the nodes save their batteries."""
 
     variants: tuple[Variant, ...]
     binding: Binding
+    saving: bool = False
 
 
 class Group(NamedTuple):
@@ -156,15 +157,16 @@ class Snapshot:
     def _grouped(self) -> tuple[Group, ...]:
         numbers: dict[Kind, int] = {}
         # Most nodes share the very objects: comparing whole models for each of thousands would take long.
-        known: dict[tuple[int, int], int] = {}
+        known: dict[tuple[int, int, bool], int] = {}
         found: list[tuple[Kind, list[NodeState], list[NodeState]]] = []
         places = self._places
         for node in self.nodes:
             announcement = node.announcement
-            same = (id(announcement.variants), id(node.binding))
+            saving = is_saving(node)
+            same = (id(announcement.variants), id(node.binding), saving)
             number = known.get(same)
             if number is None:
-                kind = Kind(announcement.variants, node.binding)
+                kind = Kind(announcement.variants, node.binding, saving)
                 number = known[same] = numbers.setdefault(kind, len(found))
                 if number == len(found):
                     found.append((kind, [], []))
@@ -184,9 +186,19 @@ def is_up(node: NodeState) -> bool:
 def is_kind(node: NodeState, kind: Kind) -> bool:
     """Whether lasting filters see the node as they see its kind."""
     variants, binding = node.announcement.variants, node.binding
-    return (variants is kind.variants or variants == kind.variants) and (
-        binding is kind.binding or binding == kind.binding
+    return (
+        (variants is kind.variants or variants == kind.variants)
+        and (binding is kind.binding or binding == kind.binding)
+        and is_saving(node) is kind.saving
     )
+
+
+def is_saving(node: NodeState) -> bool:
+    """Whether its battery is below the operator's floor, so that it is kept for what nobody else may do."""
+    floor, power = node.binding.battery_floor, node.load.power
+    if floor <= 0.0 or power is None or not power.on_battery:
+        return False
+    return power.battery_share is not None and power.battery_share < floor
 
 
 def _at(groups: Sequence[Group], place: tuple[int, int]) -> NodeState:

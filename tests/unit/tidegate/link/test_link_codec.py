@@ -21,6 +21,7 @@ from tidegate.routing.domain import (
     FirstToken,
     InputKind,
     NodeLoad,
+    Power,
     ReplayClass,
     Sampling,
     SequenceOutput,
@@ -116,6 +117,8 @@ announcements = st.builds(
     speeds=speeds,
     direct_endpoints=st.lists(texts, max_size=2).map(tuple),
 )
+shares = st.none() | st.floats(0.0, 1.0)
+powers = st.builds(Power, st.booleans(), shares, shares, shares, st.booleans())
 loads = st.builds(
     NodeLoad,
     running=counts,
@@ -128,6 +131,7 @@ loads = st.builds(
     progress_age_ms=times,
     draining=st.booleans(),
     speeds=st.none() | speeds,
+    power=st.none() | powers,
 )
 
 
