@@ -80,10 +80,22 @@ def simulated(spec: FleetSpec, arrivals: list[Arrival], policy: str) -> list[Out
     ]
 
 
-async def real(spec: FleetSpec, arrivals: list[Arrival], policy: str) -> list[Outcome]:
+async def real(spec: FleetSpec, arrivals: list[Arrival], policy: str) -> tuple[list[Outcome], dict[str, str]]:
+    """What became of the requests, and the node ids by name."""
     async with _running(spec, policy) as client:
+        ids = {node.name: node.node_id for node in await client.nodes(deadline_s=10.0)}
         began_s = time.monotonic() + 0.5
-        return await asyncio.gather(*(_ask(client, a, began_s) for a in arrivals))
+        return await asyncio.gather(*(_ask(client, a, began_s) for a in arrivals)), ids
+
+
+def in_turn(spec: FleetSpec, ids: dict[str, str]) -> FleetSpec:
+    """The fleet with names in the order of the real node ids, which are hashes of keys made at the start.
+
+    A turn around four nodes gives each a quarter of the requests, and which quarter its order decides: the
+    same requests in the six orders of two fast and two slow nodes have a p95 of 800 to 1,123 ms.
+    """
+    order = sorted(spec.nodes, key=lambda node: ids[node.name])
+    return replace(spec, nodes=tuple(replace(n, name=f"{i}-{n.name}") for i, n in enumerate(order)))
 
 
 async def added_ms(spec: FleetSpec) -> float:
@@ -164,7 +176,8 @@ async def measure(count: int, policies: tuple[str, ...]) -> list[Row]:
         row("added by client, gateway and link: the simulated round trip", rtt_ms, "ms"),
     ]
     for policy in policies:
-        rows += compared(policy, simulated(spec, arrivals, policy), await real(spec, arrivals, policy))
+        outcomes, ids = await real(spec, arrivals, policy)
+        rows += compared(policy, simulated(in_turn(spec, ids), arrivals, policy), outcomes)
         print(f"{policy}: played", flush=True)
     return rows
 

@@ -2,6 +2,7 @@
 
 DATA is the folder with `traces/azure_2023_conv_first_half.csv` (Azure LLM inference traces 2023, CC-BY-4.0),
 SIM the one with `fleet.toml` (default: `sim` beside DATA). The latency model starts cold in every run.
+Runs are kept until all are there, so that a measurement that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from benchmarks.common import CannotMeasure, Row, row, run
+from benchmarks.pieces import Piece, Pieces
 from simulator.fleet import BadInput, FleetSpec, load_fleet
 from simulator.report import report
 from simulator.run import Simulation
@@ -27,30 +29,48 @@ RATES = (2.8, 5.6)
 SHARE_OF_EXACT, MORE_CLOUD = 0.98, 3.0
 BELOW_MIN_TTFT, SHARE_OF_CLOUD = 1.0, 0.6
 GOOD_PER_COST, NEAR_POINTS = 1.5, 2.0
+COMPARED = ("load-per-slot", "min-ttft", "exact", "tidegate")
 OTHERS = ("round-robin", "least-outstanding", "load-per-slot", "prefix-aware", "always-cloud", "min-ttft")
 # Share of requests that must meet their budget, as these runs ask for it; the product's default is 0.5.
 TARGET = 0.95
 SPEED = 20_000
 
 
-class Runs:
-    """Plays policies on one trace; `speed` is requests simulated per second, by policy."""
+@dataclass(frozen=True, slots=True)
+class Play:
+    """One run of the trace: who decides, where, and how fast requests come."""
 
-    def __init__(self, recorded: list[Recorded]) -> None:
-        self._recorded = recorded
-        self.speed: dict[str, float] = {}
+    name: str
+    fleet: FleetSpec
+    policy: str
+    rate: float
 
-    def play(self, fleet: FleetSpec, policy: str, rate: float) -> dict[str, Any]:
-        arrivals = draw(self._recorded, fleet, seed=1, rate=rate)
+    def piece(self, recorded: list[Recorded]) -> Piece:
+        arrivals = draw(recorded, self.fleet, seed=1, rate=self.rate)
         began_s = perf_counter()
-        served = Simulation(fleet, arrivals, policy, seed=1, target_share=TARGET).run()
-        self.speed[policy] = len(arrivals) / (perf_counter() - began_s)
-        print(f"{policy} at {rate}/s: {self.speed[policy]:.0f} requests/s", flush=True)
-        return report(fleet, served)
+        served = Simulation(self.fleet, arrivals, self.policy, seed=1, target_share=TARGET).run()
+        speed = len(arrivals) / (perf_counter() - began_s)
+        print(f"{self.name}: {speed:.0f} requests/s", flush=True)
+        return {"speed": speed, **report(self.fleet, served)}
 
 
-def shares(runs: Runs, fleet: FleetSpec, rate: float) -> list[Row]:
-    of = {p: runs.play(fleet, p, rate) for p in ("load-per-slot", "min-ttft", "exact", "tidegate")}
+def plays(fleet: FleetSpec) -> list[Play]:
+    """All runs that the rows are made of."""
+    cloud = [n for n in fleet.nodes if n.tier is Tier.CLOUD]
+    one = replace(fleet, nodes=tuple(n for n in fleet.nodes if n not in cloud[1:]))
+    asking = replace(fleet, required_share=0.3)
+    four = replace(fleet, replicas=4, heartbeat_s=1.0)
+    return [
+        *(Play(f"{p} at {rate}", fleet, p, rate) for rate in RATES for p in COMPARED),
+        *(Play(f"{p} asked for quality", asking, p, RATES[0]) for p in ("tidegate", *OTHERS)),
+        *(Play(f"{p} overloaded", one, p, RATES[1]) for p in ("tidegate", "exact")),
+        Play("one replica", replace(four, replicas=1), "tidegate", RATES[0]),
+        Play("four replicas", four, "tidegate", RATES[0]),
+    ]
+
+
+def shares(of_all: dict[str, Piece], rate: float) -> list[Row]:
+    of = {p: of_all[f"{p} at {rate}"] for p in COMPARED}
     met = {p: 100 * r["slo_attainment"] for p, r in of.items()}
     cloud = {p: 100 * r["cloud_share_requests"] for p, r in of.items()}
     at = f"{rate}/s"
@@ -62,6 +82,7 @@ def shares(runs: Runs, fleet: FleetSpec, rate: float) -> list[Row]:
     ours = met["tidegate"]
     return [
         *rows,
+        row(f"{at} tidegate: refused", of["tidegate"]["rejected"], "requests"),
         row(f"{at} budgets met of exact's", ours / met["exact"], "", bar=SHARE_OF_EXACT, sense=">="),
         row(f"{at} more cloud than exact", cloud["tidegate"] - cloud["exact"], "points", bar=MORE_CLOUD),
         row(f"{at} budgets met below min-ttft", met["min-ttft"] - ours, "points", bar=BELOW_MIN_TTFT),
@@ -69,10 +90,9 @@ def shares(runs: Runs, fleet: FleetSpec, rate: float) -> list[Row]:
     ]
 
 
-def quality(runs: Runs, fleet: FleetSpec) -> list[Row]:
-    asking = replace(fleet, required_share=0.3)
-    ours = runs.play(asking, "tidegate", RATES[0])
-    others = [runs.play(asking, p, RATES[0]) for p in OTHERS]
+def quality(of: dict[str, Piece]) -> list[Row]:
+    ours = of["tidegate asked for quality"]
+    others = [of[f"{p} asked for quality"] for p in OTHERS]
     near = [r for r in others if r["good_attainment"] >= ours["good_attainment"] - NEAR_POINTS / 100]
     best = max((r["good_attainment"] / r["cost"] for r in near), default=0.0)
     mine = ours["good_attainment"] / ours["cost"]
@@ -89,23 +109,21 @@ def quality(runs: Runs, fleet: FleetSpec) -> list[Row]:
     ]
 
 
-def overload(runs: Runs, fleet: FleetSpec) -> list[Row]:
-    cloud = [n for n in fleet.nodes if n.tier is Tier.CLOUD]
-    one = replace(fleet, nodes=tuple(n for n in fleet.nodes if n not in cloud[1:]))
-    ours, exact = (runs.play(one, p, RATES[1])["slo_attainment"] for p in ("tidegate", "exact"))
-    return [row("overload, one cloud node: goodput of exact's", ours / exact, "", bar=0.95, sense=">=")]
+def overload(of: dict[str, Piece]) -> list[Row]:
+    ours, exact = (of[f"{p} overloaded"]["slo_attainment"] for p in ("tidegate", "exact"))
+    return [
+        row("overload, one cloud node: budgets met", 100 * ours, "%"),
+        row("overload, one cloud node: goodput of exact's", ours / exact, "", bar=0.95, sense=">="),
+    ]
 
 
-def replicas(runs: Runs, fleet: FleetSpec) -> list[Row]:
+def replicas(of: dict[str, Piece]) -> list[Row]:
     """The same staleness, seen by one gateway or by four."""
-    one, four = (
-        100 * runs.play(replace(fleet, replicas=n, heartbeat_s=1.0), "tidegate", RATES[0])["slo_attainment"]
-        for n in (1, 4)
-    )
+    one, four = (100 * of[f"{n} replica{s}"]["slo_attainment"] for n, s in (("one", ""), ("four", "s")))
     return [row("four replicas, views 1 s stale: lost against one", one - four, "points", bar=1.0)]
 
 
-async def measure(limit: int | None) -> list[Row]:
+async def measure(limit: int | None, for_s: float) -> list[Row]:
     data = os.environ.get("DATA")
     if not data:
         raise CannotMeasure("set DATA to the folder that holds traces/")
@@ -114,21 +132,22 @@ async def measure(limit: int | None) -> list[Row]:
         fleet, recorded = load_fleet(sim / "fleet.toml"), read_trace(str(Path(data) / TRACE), limit)
     except BadInput as error:
         raise CannotMeasure(str(error)) from error
-    runs = Runs(recorded)
-    rows = [r for rate in RATES for r in shares(runs, fleet, rate)]
-    rows += [*quality(runs, fleet), *overload(runs, fleet), *replicas(runs, fleet)]
-    speed = runs.speed["load-per-slot"]
-    rows.append(row("simulated per second, load-per-slot", speed, "requests/s", bar=SPEED, sense=">="))
-    own = runs.speed["tidegate"]
-    rows.append(row("simulated per second, tidegate", own, "requests/s", bar=SPEED, sense=">="))
+    kept = Pieces("trace", for_s=for_s, more=f"{fleet} {len(recorded)} {TARGET}")
+    of = kept.all_of({play.name: partial(play.piece, recorded) for play in plays(fleet)})
+    rows = [r for rate in RATES for r in shares(of, rate)]
+    rows += [*quality(of), *overload(of), *replicas(of)]
+    for policy in ("load-per-slot", "tidegate"):
+        speed = of[f"{policy} at {RATES[0]}"]["speed"]
+        rows.append(row(f"simulated per second, {policy}", speed, "requests/s", bar=SPEED, sense=">="))
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, help="only the first so many requests of the trace")
+    parser.add_argument("--for-s", type=float, default=1e9, help="begin no new run after so many seconds")
     args = parser.parse_args(argv)
-    return run("trace", lambda: measure(args.limit))
+    return run("trace", lambda: measure(args.limit, args.for_s))
 
 
 if __name__ == "__main__":

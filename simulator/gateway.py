@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from simulator.fleet import FleetSpec, NodeSpec
 from simulator.node import Node, Seq
-from simulator.trace import Arrival
+from simulator.trace import MAX_NAMES, Arrival
 from tidegate.routing.admission import AdmissionLimits, AdmissionQueue, Granted, expected_tokens
 from tidegate.routing.baselines import policy_named
 from tidegate.routing.domain import (
@@ -37,6 +37,7 @@ from tidegate.routing.herding import most_ahead
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.plan import Choice, Plan, Refusal
+from tidegate.routing.policy import Policy
 from tidegate.routing.waiting import Ticket
 
 REQUIRED_P_GOOD = 0.8
@@ -82,7 +83,7 @@ class Gateway:
         self,
         fleet: FleetSpec,
         nodes: list[Node],
-        policy: str,
+        policy: str | Policy,
         now: Callable[[], float],
         seed: int,
         target_share: float,
@@ -95,7 +96,7 @@ class Gateway:
         self.open: dict[AttemptKey, Try] = {}
         self._now = now
         self._target_share = target_share
-        self._policy = policy_named(policy)
+        self._policy = policy_named(policy) if isinstance(policy, str) else policy
         self._rng = random.Random(seed).random
         self._quality = _Ability(fleet)
         self._seqs = [0] * len(nodes)
@@ -120,7 +121,7 @@ class Gateway:
         slo = arrival.slo
         query = RouteQuery(
             model="sim",
-            analysis=Analysis(arrival.prompt_tokens, lambda: arrival.seen, arrival.names),
+            analysis=Analysis(arrival.prompt_tokens, lambda: arrival.seen, arrival.names[:MAX_NAMES]),
             max_tokens=arrival.max_tokens,
             budget=Budget(ttft_ms=slo.ttft_ms, tpot_ms=slo.tpot_ms, total_ms=slo.total_ms),
             target_share=self._target_share,

@@ -12,11 +12,12 @@ import copy
 import math
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from simulator.fleet import NodeSpec
-from simulator.trace import NAME_TOKENS, Arrival
+from simulator.trace import MAX_NAMES, NAME_TOKENS, Arrival
+from tidegate.routing.prefix import names_digest
 
 _ROUNDING = 1e-9
 
@@ -43,11 +44,15 @@ class Seq:
 
 
 class BlockCache:
-    """Least recently used blocks go first, a chain's end before its beginning."""
+    """Least recently used blocks go first, a chain's end before its beginning.
+
+    Of a prompt the first MAX_NAMES blocks are reported, as many as a gateway names; the engine keeps all.
+    """
 
     def __init__(self, tokens: int) -> None:
         self._room = tokens // NAME_TOKENS
-        self._blocks: OrderedDict[bytes, None] = OrderedDict()
+        self._blocks: OrderedDict[bytes, bool] = OrderedDict()
+        self.digest = 0
         self.held: set[bytes] = set()
         self.evicted: set[bytes] = set()
 
@@ -59,23 +64,31 @@ class BlockCache:
             count += 1
         return min(count * NAME_TOKENS, prompt_tokens - 1)
 
-    def names(self) -> Iterable[bytes]:
-        return self._blocks
+    @property
+    def free_tokens(self) -> int:
+        return (self._room - len(self._blocks)) * NAME_TOKENS
 
     def insert(self, names: Sequence[bytes]) -> None:
-        for name in reversed(names[: self._room]):
+        for at in range(min(len(names), self._room) - 1, -1, -1):
+            name = names[at]
             if name not in self._blocks:
-                self._blocks[name] = None
-                self.held.add(name)
-                self.evicted.discard(name)
+                self._blocks[name] = at < MAX_NAMES
+                if at < MAX_NAMES:
+                    self._tell(name, self.held, self.evicted)
             self._blocks.move_to_end(name)
         while len(self._blocks) > self._room:
-            name, _ = self._blocks.popitem(last=False)
-            self.evicted.add(name)
-            self.held.discard(name)
+            name, is_named = self._blocks.popitem(last=False)
+            if is_named:
+                self._tell(name, self.evicted, self.held)
+
+    def _tell(self, name: bytes, now: set[bytes], before: set[bytes]) -> None:
+        self.digest ^= names_digest((name,))
+        now.add(name)
+        before.discard(name)
 
     def clear(self) -> None:
         self._blocks.clear()
+        self.digest = 0
         self.held, self.evicted = set(), set()
 
 
@@ -227,7 +240,7 @@ class _Frozen(BlockCache):
     """A cache to look at."""
 
     def __init__(self, cache: BlockCache) -> None:
-        self._room, self._blocks = cache._room, cache._blocks
+        self._room, self._blocks, self.digest = cache._room, cache._blocks, cache.digest
         self.held, self.evicted = set(), set()
 
     def insert(self, names: Sequence[bytes]) -> None:

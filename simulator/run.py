@@ -17,7 +17,7 @@ from simulator.trace import Arrival
 from tidegate.routing.domain import CacheDelta, NodeLoad
 from tidegate.routing.observation import Outcome
 from tidegate.routing.plan import Plan, Refusal
-from tidegate.routing.prefix import names_digest
+from tidegate.routing.policy import Policy
 
 LOOK_S = 0.25
 # Heartbeats also come without a change, this often.
@@ -37,13 +37,14 @@ class Served:
 
 
 class Simulation:
-    """`gateway_policy` runs `policy` inside a gateway, with a gateway's knowledge; `tidegate` always is."""
+    """`gateway_policy` runs `policy` inside a gateway, with a gateway's knowledge; `tidegate` always is, and
+    so is a policy that is given as an object."""
 
     def __init__(
         self,
         fleet: FleetSpec,
         arrivals: Sequence[Arrival],
-        policy: str,
+        policy: str | Policy,
         *,
         seed: int = 0,
         target_share: float = 0.5,
@@ -62,7 +63,7 @@ class Simulation:
         self._gateways: list[Gateway] = []
         self._beat_at = [-math.inf] * len(self._nodes)
         self._beating = [False] * len(self._nodes)
-        if gateway_policy or policy == "tidegate":
+        if gateway_policy or policy == "tidegate" or not isinstance(policy, str):
             self._gateways = [
                 Gateway(fleet, self._nodes, policy, lambda: self._now_s, seed + 1 + r, target_share)
                 for r in range(fleet.replicas)
@@ -293,13 +294,13 @@ class Simulation:
         cache = node.cache
         if cache.held or cache.evicted:
             held, evicted = tuple(cache.held), tuple(cache.evicted)
-            delta = CacheDelta(held=held, evicted=evicted, digest=names_digest(cache.names()))
+            delta = CacheDelta(held=held, evicted=evicted, digest=cache.digest)
             cache.held, cache.evicted = set(), set()
         way_s = node.spec.rtt_ms[0] / 2000
         on_way = {id(g): sum(self._tries[s][1] is g for _, s in node.transit) for g in self._gateways}
         for gateway in self._gateways:
             load = NodeLoad(
-                running, queued, prefill, decode, last_work_seq=self._acked(gateway, node, on_way)
+                running, queued, prefill, decode, cache.free_tokens, self._acked(gateway, node, on_way)
             )
             self._at(self._now_s + way_s, lambda g=gateway, told=load: g.heard(node, told, delta))  # type: ignore[misc]
 

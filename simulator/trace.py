@@ -20,6 +20,7 @@ from simulator.fleet import BadInput, FleetSpec, Slo
 MAX_TOKENS = 1024
 # A block of a Mooncake trace, and of the names that routing goes by.
 TRACE_BLOCK_TOKENS, NAME_TOKENS = 512, 128
+# As many blocks of a prompt have names in a gateway.
 MAX_NAMES = 256
 
 
@@ -107,7 +108,7 @@ def _names(recorded: Recorded) -> tuple[bytes, ...]:
     full = recorded.prompt_tokens // NAME_TOKENS
     parts = TRACE_BLOCK_TOKENS // NAME_TOKENS
     names = ((block * parts + part).to_bytes(16, "big") for block in recorded.blocks for part in range(parts))
-    return tuple(islice(names, min(full, MAX_NAMES)))
+    return tuple(islice(names, full))
 
 
 def _azure(lines: Iterator[str]) -> Iterator[Recorded]:
