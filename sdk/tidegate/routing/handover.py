@@ -19,8 +19,9 @@ from tidegate.routing.domain import Speeds
 from tidegate.routing.knowledge import Knowledge
 from tidegate.routing.lengths import CLASS_LIMITS, Lengths
 from tidegate.routing.odds import quantile
-from tidegate.routing.regression import MAX_THETA, Regression
+from tidegate.routing.regression import Regression
 from tidegate.routing.residuals import REGIMES, Stretch
+from tidegate.routing.sweeps import MAX_THETA
 
 VERSION = 1
 MAX_BYTES = 16_384

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import accumulate
+from operator import or_
 from typing import NamedTuple, Protocol
 
 PRIOR_SPREAD = 0.25
@@ -88,17 +90,18 @@ class SampledTtft:
 class _Part:
     """One of the three parts of the samples: `masks[i]` are those with the i smallest ratios, as bits."""
 
-    __slots__ = ("masks", "p95", "ratios", "stretch")
+    __slots__ = ("masks", "median", "p95", "ratios", "stretch")
 
-    def __init__(self, ratios: Sequence[float], stretch: float) -> None:
-        order = sorted(range(len(ratios)), key=ratios.__getitem__)
-        self.ratios = [ratios[i] for i in order]
+    def __init__(self, values: Sequence[float], stretch: float, *, centred: bool) -> None:
+        order = sorted(range(len(values)), key=values.__getitem__)
+        self.ratios = list(map(values.__getitem__, order))
+        self.median = quantile(self.ratios, 0.5) if centred else 1.0
+        if centred:
+            median = self.median
+            self.ratios = [value / median for value in self.ratios]
         self.stretch = stretch
         self.p95 = quantile(self.ratios, 0.95) * stretch
-        masks = [0]
-        for i in order:
-            masks.append(masks[-1] | 1 << i)
-        self.masks = masks
+        self.masks = list(accumulate(map((1).__lshift__, order), or_, initial=0))
 
     def beyond(self, ratio: float) -> float:
         """How likely the tail behind the last sample still misses, in (0, 1]; `ratio` is beyond it."""
@@ -106,18 +109,25 @@ class _Part:
 
 
 class SampledJoint:
-    """From samples of all three ratios of the same attempts, so that what errs together counts together."""
+    """From samples of all three ratios of the same attempts, so that what errs together counts together.
 
-    __slots__ = ("_all", "_size", "_total", "_tpot", "_ttft", "total_p95", "tpot_p95")
+    Those of TTFT are to its median already; of the others `medians` are found here and divided out.
+    """
+
+    __slots__ = ("_all", "_size", "_total", "_tpot", "_ttft", "medians", "total_p95", "tpot_p95")
 
     def __init__(
         self,
-        samples: Sequence[tuple[float, float, float]],
+        samples: Collection[tuple[float, float, float]],
         stretch: tuple[float, float, float] = (1.0, 1.0, 1.0),
     ) -> None:
         self._size = len(samples)
         self._all = (1 << self._size) - 1
-        self._ttft, self._tpot, self._total = (_Part([s[i] for s in samples], stretch[i]) for i in range(3))
+        ttfts, tpots, totals = zip(*samples, strict=True)
+        self._ttft = _Part(ttfts, stretch[0], centred=False)
+        self._tpot = _Part(tpots, stretch[1], centred=True)
+        self._total = _Part(totals, stretch[2], centred=True)
+        self.medians = self._tpot.median, self._total.median
         self.tpot_p95, self.total_p95 = self._tpot.p95, self._total.p95
 
     def within(self, ttft: float | None, tpot: float | None, total: float | None) -> float:

@@ -17,7 +17,8 @@ import math
 from collections.abc import Sequence
 from operator import mul
 
-MAX_THETA = 100.0
+from tidegate.routing.sweeps import ADDS, SWEEPS, add_any, sweep_any
+
 KEEP = 0.98
 # Evidence left after an observation that confirms a change.
 KEEP_CHANGED = 0.35
@@ -29,7 +30,6 @@ _START_SPREAD, _MIN_SPREAD, _MAX_SPREAD = 0.25, 0.08, 0.8
 _MAX_MISS = 3.0
 # With so few observations no miss is wild: nothing is known yet.
 _YOUNG = 5.0
-_LEAST_PRIOR = 0.3
 _SAME_SCALE = 0.02
 # Times below this are all jitter; relative errors of them mean nothing.
 _FLOOR_MS = 5.0
@@ -42,7 +42,19 @@ class Regression:
     pooled over many nodes does not change when one of them does: `drifts` is False there.
     """
 
-    __slots__ = ("b", "drift", "drifts", "precision", "prior", "s", "spread", "theta", "weight")
+    __slots__ = (
+        "_add",
+        "_sweep",
+        "b",
+        "drift",
+        "drifts",
+        "precision",
+        "prior",
+        "s",
+        "spread",
+        "theta",
+        "weight",
+    )
 
     def __init__(self, prior: Sequence[float], precision: float, *, drifts: bool = True) -> None:
         size = len(prior)
@@ -55,6 +67,8 @@ class Regression:
         self.weight = 0.0
         self.drift = 0.0
         self.spread = _START_SPREAD
+        self._add = ADDS.get(size, add_any)
+        self._sweep = SWEEPS.get(size, sweep_any)
 
     @property
     def is_young(self) -> bool:
@@ -65,64 +79,55 @@ class Regression:
 
     def learn(self, parts: Sequence[float], actual: float, strength: float = 1.0) -> bool:
         """One more observation; True when it confirms that the node has changed."""
-        expected = max(self.expect(parts), _FLOOR_MS)
-        miss = math.log(max(actual, _FLOOR_MS) / expected)
-        standard = miss / self.spread
-        clipped = min(max(standard, -_MAX_MISS), _MAX_MISS)
-        self.drift += strength * _DRIFT_WEIGHT * (clipped - self.drift)
-        changed = self.drifts and abs(self.drift) > CHANGED and self.drift * miss > 0.0
-        if self.drifts and not changed and not self.is_young and abs(standard) > _MAX_MISS:
-            actual = expected * math.exp(clipped * self.spread)
+        expected = math.fsum(map(mul, self.theta, parts))
+        if expected < _FLOOR_MS:
+            expected = _FLOOR_MS
+        miss = math.log((actual if actual > _FLOOR_MS else _FLOOR_MS) / expected)
+        spread = self.spread
+        standard = clipped = miss / spread
+        if clipped > _MAX_MISS:
+            clipped = _MAX_MISS
+        elif clipped < -_MAX_MISS:
+            clipped = -_MAX_MISS
+        drift = self.drift = self.drift + strength * _DRIFT_WEIGHT * (clipped - self.drift)
+        changed = self.drifts and abs(drift) > CHANGED and drift * miss > 0.0
         if not changed:
-            square = self.spread**2 + strength * _SPREAD_WEIGHT * (min(miss * miss, 1.0) - self.spread**2)
-            self.spread = min(max(math.sqrt(square), _MIN_SPREAD), _MAX_SPREAD)
-        self._add(parts, actual, strength / (expected * expected), KEEP_CHANGED if changed else KEEP)
-        self.weight += strength
-        self.solve()
-        self._rescale(max(self.expect(parts), _FLOOR_MS) / expected)
+            if standard != clipped and self.drifts and self.weight >= _YOUNG:
+                actual = expected * math.exp(clipped * spread)
+            self._spread_by(miss * miss, strength)
+        keep = KEEP_CHANGED if changed else KEEP
+        s, b, theta = self.s, self.b, self.theta
+        self._add(s, b, parts, actual, strength / (expected * expected), keep)
+        self.weight = self.weight * keep + strength
+        self._sweep(s, b, theta, self.prior, self.precision)
+        now = math.fsum(map(mul, theta, parts))
+        self._rescale((now if now > _FLOOR_MS else _FLOOR_MS) / expected)
         return changed
+
+    def _spread_by(self, square: float, strength: float) -> None:
+        old = self.spread**2
+        spread = math.sqrt(old + strength * _SPREAD_WEIGHT * ((square if square < 1.0 else 1.0) - old))
+        self.spread = _MIN_SPREAD if spread < _MIN_SPREAD else spread if spread < _MAX_SPREAD else _MAX_SPREAD
 
     def _rescale(self, times: float) -> None:
         """Expectations became so many times longer: what an observation weighs is relative to them, those of
         before included, or the evidence of fast times would never be outweighed by that of slow ones."""
         if abs(times - 1.0) > _SAME_SCALE:
-            keep = 1.0 / (times * times)
-            self.b = [keep * value for value in self.b]
-            self.s = [[keep * value for value in row] for row in self.s]
+            self._keep(1.0 / (times * times))
 
-    def _add(self, parts: Sequence[float], actual: float, weight: float, keep: float) -> None:
-        self.weight *= keep
-        b = self.b
-        for i, row in enumerate(self.s):
-            part = parts[i]
-            if part == 0.0:
-                b[i] *= keep
-                self.s[i] = [keep * value for value in row]
-                continue
-            scaled = weight * part
-            b[i] = keep * b[i] + scaled * actual
-            self.s[i] = [keep * value + scaled * other for value, other in zip(row, parts, strict=True)]
+    def _keep(self, share: float) -> None:
+        self.b[:] = [share * value for value in self.b]
+        self.s[:] = [[share * value for value in row] for row in self.s]
 
     def solve(self, sweeps: int = 1) -> None:
         """Moves the thetas towards the solution, one after the other; repeated calls converge."""
-        theta, b, prior = self.theta, self.b, self.prior
         for _ in range(sweeps):
-            for i, row in enumerate(self.s):
-                own, mean = row[i], prior[i]
-                # As sure of a large theta as of a small one, in relation to it.
-                scale = max(mean, theta[i], _LEAST_PRIOR)
-                precision = self.precision / (scale * scale)
-                value = precision * mean + b[i]
-                if own:
-                    value -= sum(map(mul, row, theta)) - own * theta[i]
-                value /= precision + own
-                theta[i] = 0.0 if value < 0.0 else value if value < MAX_THETA else MAX_THETA
+            self._sweep(self.s, self.b, self.theta, self.prior, self.precision)
 
     def fade(self, keep: float) -> None:
         """Lets go of a share of what was learned, towards the prior."""
         self.weight *= keep
-        self.b = [keep * value for value in self.b]
-        self.s = [[keep * value for value in row] for row in self.s]
+        self._keep(keep)
         self.drift *= keep
         self.solve(4)
 

@@ -21,8 +21,7 @@ JOINT_WINDOW = 64
 REGIMES = 3
 MISSES = 0.05
 STEP = 0.04
-_MAX_STRETCH = 3.0
-_MIN_STRETCH = 0.7
+_MIN_LOG, _MAX_LOG = math.log(0.7), math.log(3.0)
 # A fresh window is sorted again after this share of it is new.
 _STALE_SHARE = 12
 
@@ -41,7 +40,7 @@ class Stretch:
 
     def count(self, missed: bool) -> None:
         moved = self.log + STEP * ((1.0 if missed else 0.0) - MISSES)
-        self.log = min(max(moved, math.log(_MIN_STRETCH)), math.log(_MAX_STRETCH))
+        self.log = min(max(moved, _MIN_LOG), _MAX_LOG)
 
 
 class TtftResiduals:
@@ -104,12 +103,8 @@ class JointResiduals:
         if len(self.samples) < ENOUGH:
             self.medians, self.odds = (1.0, 1.0), None
             return
-        tpot, total = (quantile(sorted(s[i] for s in self.samples), 0.5) for i in (1, 2))
-        self.medians = (tpot, total)
-        self.odds = SampledJoint(
-            [(a, b / tpot, c / total) for a, b, c in self.samples],
-            (1.0, self.tpot.factor, self.total.factor),
-        )
+        self.odds = SampledJoint(self.samples, (1.0, self.tpot.factor, self.total.factor))
+        self.medians = self.odds.medians
 
 
 class Residuals:
