@@ -56,6 +56,10 @@ class LlamaCppSection(Section):
         default="f16",
         description="Type of the cache; q8_0 halves its memory and costs about 15 % of the speed",
     )
+    flash_attention: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="auto: with a GPU or a quantized cache; on a processor alone it makes answers slower",
+    )
     chat_template_file: Path | None = Field(
         default=None, description="Jinja chat template instead of the one inside the GGUF file"
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from edge_node.commands.common import find_model, parser_of, positive, say, say_json
 from serving.engines.base import EngineUnavailable
+from serving.engines.llama_cpp.attention import uses_flash
 from serving.engines.llama_cpp.bundled import default_models_dir
 from serving.engines.llama_cpp.gguf_check import read_gguf
 from serving.engines.llama_cpp.variants.memory import available_memory
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     available = available_memory()
     if available is None:
         raise EngineUnavailable("this system does not tell how much memory is available")
-    load = Load(options.slots, options.context, options.kv_type, options.batch)
+    flash = uses_flash("auto", options.kv_type, 0)
+    load = Load(options.slots, options.context, options.kv_type, options.batch, flash)
     found = plan(shape, load, available)
     if options.json:
         say_json(asdict(found) | {"total": found.budget.total, "fits": found.fits})

@@ -127,6 +127,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         n_batch=config.n_batch,
         threads=config.threads,
         kv_type=config.kv_type,
+        flash=config.flash,
     )
     loaded = time.monotonic()
     meter = (

@@ -41,4 +41,5 @@ def memory_limit_bytes(settings: LlamaCppSettings) -> int:
 
 
 def _load(settings: LlamaCppSettings) -> Load:
-    return Load(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch)
+    flash = settings.uses_flash
+    return Load(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch, flash)

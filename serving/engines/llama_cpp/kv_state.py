@@ -1,13 +1,15 @@
 """Cuts the saved state of one sequence into blocks of tokens, and joins blocks into a state again. Pure.
 
 llama.cpp saves a sequence as one run of bytes: a head, the cells' positions, then per layer the rows of the
-keys, then per layer the rows of the values, one row a token. So the part of any token range can be taken out,
-shared between sequences with the same beginning, and put together again, byte for byte.
+keys, one a token, then per layer the values: one row a token, too, or, without flash attention, transposed,
+one row a channel. So the part of any token range can be taken out, shared between sequences with the same
+beginning, and put together again, byte for byte.
 
 Layout (little endian): u32 magic, i32 sequence, u32 streams; per stream u32 cells and, if there are any,
 cells x (i32 position, u32 1, i32 sequence), u32 transposed, u32 layers, layers x (i32 type, u64 row bytes,
-rows), the same for the values. Models that keep more than that (two caches, recurrent state, transposed
-values) do not parse, and their sequences cannot be cut.
+rows), the same for the values; if they are transposed layers x (i32 type, u32 number bytes, u32 channels,
+channels x numbers). Models that keep more than that (two caches, recurrent state) do not parse, and their
+sequences cannot be cut.
 """
 
 from __future__ import annotations
@@ -39,15 +41,21 @@ class StateLayout:
     layers: int
     key_row: int
     value_row: int
+    transposed: bool = False
 
     @property
     def token_bytes(self) -> int:
         return self.layers * (self.key_row + self.value_row)
 
+    @property
+    def channels(self) -> int:
+        """Rows that the values of a layer lie in, each with a part of every token."""
+        return int.from_bytes(self.value_head[8:], "little") if self.transposed else 1
+
 
 @dataclass(frozen=True, slots=True)
 class KvBlock:
-    """Keys and values of consecutive tokens: (layers, tokens x row bytes) each."""
+    """Keys (layers, tokens x row bytes) and values (layers, channels, bytes) of consecutive tokens."""
 
     layout: StateLayout
     keys: Bytes
@@ -67,7 +75,7 @@ def join_blocks(blocks: Sequence[KvBlock]) -> Bytes:
     positions[:, 1] = 1
     # The first stream carries the cells; the reader puts them into the stream of its own sequence.
     head = np.array([layout.magic, 0, layout.streams, count], "<u4").tobytes() + positions.tobytes()
-    head += np.array([0, layout.layers], "<u4").tobytes()
+    head += np.array([layout.transposed, layout.layers], "<u4").tobytes()
     key_part, value_part = _PART_HEAD + count * layout.key_row, _PART_HEAD + count * layout.value_row
     middle = len(head) + layout.layers * key_part
     end = middle + layout.layers * value_part
@@ -78,18 +86,19 @@ def join_blocks(blocks: Sequence[KvBlock]) -> Bytes:
     values = state[middle:end].reshape(layout.layers, value_part)
     keys[:, :_PART_HEAD] = np.frombuffer(layout.key_head, np.uint8)
     values[:, :_PART_HEAD] = np.frombuffer(layout.value_head, np.uint8)
-    at_key = at_value = _PART_HEAD
-    for block in blocks:
-        end_key, end_value = at_key + block.keys.shape[1], at_value + block.values.shape[1]
-        keys[:, at_key:end_key] = block.keys
-        values[:, at_value:end_value] = block.values
-        at_key, at_value = end_key, end_value
+    np.concatenate([block.keys for block in blocks], axis=1, out=keys[:, _PART_HEAD:])
+    np.concatenate([block.values for block in blocks], axis=2, out=_rows(values, layout))
     return state
+
+
+def _rows(values: Bytes, layout: StateLayout) -> Bytes:
+    """(layers, head and values) seen as (layers, channels, bytes)."""
+    return values[:, _PART_HEAD:].reshape(layout.layers, layout.channels, -1)
 
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """One sequence's state, readable by token range. `keys` and `values` are views with heads."""
+    """One sequence's state, readable by token range. `keys` and `values` are views without heads."""
 
     layout: StateLayout
     tokens: int
@@ -98,9 +107,10 @@ class SavedState:
 
     def cut(self, start: int, end: int) -> KvBlock:
         """A copy of the tokens from `start` up to `end`."""
-        row_k, row_v = self.layout.key_row, self.layout.value_row
-        keys = self.keys[:, _PART_HEAD + start * row_k : _PART_HEAD + end * row_k].copy()
-        values = self.values[:, _PART_HEAD + start * row_v : _PART_HEAD + end * row_v].copy()
+        row = self.layout.key_row
+        part = self.layout.value_row // self.layout.channels
+        keys = self.keys[:, start * row : end * row].copy()
+        values = self.values[:, :, start * part : end * part].copy()
         return KvBlock(self.layout, keys, values)
 
 
@@ -119,13 +129,13 @@ def parse_state(state: Bytes) -> SavedState:
         if (cells[:, 1] != 1).any() or (cells[:, 0] != np.arange(count)).any():
             raise NotCuttable("cells out of order")
         transposed, layers = reader.words(2)
-        if transposed or layers == 0:
-            raise NotCuttable("values are transposed")
-        keys, key_row = reader.part(layers, count)
-        values, value_row = reader.part(layers, count)
+        if transposed > 1 or layers == 0:
+            raise NotCuttable("no layers")
+        keys, key_row = reader.part(layers, count, transposed=False)
+        values, value_row = reader.part(layers, count, transposed=bool(transposed))
         heads = keys[0, :_PART_HEAD].tobytes(), values[0, :_PART_HEAD].tobytes()
-        layout = StateLayout(magic, streams, *heads, layers, key_row, value_row)
-        saved = SavedState(layout, count, keys, values)
+        layout = StateLayout(magic, streams, *heads, layers, key_row, value_row, bool(transposed))
+        saved = SavedState(layout, count, keys[:, _PART_HEAD:], _rows(values, layout))
     if saved is None or not reader.at_end:
         raise NotCuttable("more than one plain cache")
     return saved
@@ -151,11 +161,12 @@ class _Reader:
     def words(self, count: int) -> tuple[int, ...]:
         return tuple(int(word) for word in np.frombuffer(self.take(4 * count).tobytes(), "<u4"))
 
-    def part(self, layers: int, count: int) -> tuple[Bytes, int]:
-        """(layers, head and rows) and the bytes of one row."""
+    def part(self, layers: int, count: int, *, transposed: bool) -> tuple[Bytes, int]:
+        """(layers, head and numbers) and a token's bytes of one layer."""
         head = self.take(_PART_HEAD).tobytes()
         self._at -= _PART_HEAD
-        row = int.from_bytes(head[4:], "little")
+        low, high = int.from_bytes(head[4:8], "little"), int.from_bytes(head[8:], "little")
+        row = low * high if transposed else low + (high << 32)
         if not 0 < row <= len(self._state):
             raise NotCuttable("a row has no size")
         size = _PART_HEAD + count * row

@@ -71,6 +71,7 @@ class ChildConfig:
     pooling: str = "mean"
     embedding_tokens: int = 512
     memory_limit_bytes: int = 0
+    flash: bool = False
 
 
 @dataclass(frozen=True, slots=True)

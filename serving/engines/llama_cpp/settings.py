@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from serving.engines.llama_cpp.attention import Attention, uses_flash
 from serving.engines.llama_cpp.protocol import ChildConfig
 
 # A node announces each as a capability, and gateways read no more than 64 of these.
@@ -70,6 +71,9 @@ class LlamaCppSettings(BaseModel):
     kv_type: Literal["f16", "q8_0"] = Field(
         default="f16", description="q8_0 halves the memory of the cache and costs about 15 % of the speed."
     )
+    flash_attention: Attention = Field(
+        default="auto", description="auto: with a GPU or a quantized cache, else it is slower."
+    )
     chat_template: str = Field(
         default="", description="Jinja template instead of the one inside the GGUF file."
     )
@@ -122,6 +126,10 @@ class LlamaCppSettings(BaseModel):
             raise ValueError("two adapters have the same name")
         return adapters
 
+    @property
+    def uses_flash(self) -> bool:
+        return uses_flash(self.flash_attention, self.kv_type, self.n_gpu_layers)
+
     def child_config(self) -> ChildConfig:
         """The part of the settings that the child process needs."""
         return ChildConfig(
@@ -134,6 +142,7 @@ class LlamaCppSettings(BaseModel):
             prefill_chunk=self.prefill_chunk,
             step_guard_ms=self.step_guard_ms,
             kv_type=self.kv_type,
+            flash=self.uses_flash,
             chat_template=self.chat_template,
             temperature=self.sampling.temperature,
             top_k=self.sampling.top_k,

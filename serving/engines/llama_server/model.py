@@ -17,7 +17,7 @@ def describe_file(settings: LlamaServerSettings) -> Variant:
     path = settings.model_path
     contents = read_gguf(path)
     if settings.fit_check and settings.n_gpu_layers == 0:
-        load = Load(settings.slots, settings.context_tokens, settings.kv_type)
+        load = Load(settings.slots, settings.context_tokens, settings.kv_type, flash=True)
         require_fit(contents, model_bytes(path), load)
     entry = read_entry(path)
     return Variant(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.engines.base import EngineUnavailable
+from serving.engines.llama_cpp.attention import scores_bytes, step_tokens
 from serving.engines.llama_cpp.gguf_check import GgufArray, GgufContents
 from serving.engines.llama_cpp.variants.memory import AvailableMemory, available_memory
 
@@ -26,7 +27,6 @@ _CHILD_BYTES = 48_000_000
 _DAEMON_BYTES = 60_000_000
 # A token's text, score, and its places in the vocabulary's tables.
 _VOCABULARY_BYTES = 300
-_MAX_UBATCH = 512
 _MIN_CONTEXT = 256
 _SPLIT = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
@@ -88,6 +88,7 @@ class Load:
     context_tokens: int
     kv_type: str = "f16"
     n_batch: int = 512
+    flash: bool = False
 
     def within(self, shape: Shape) -> Load:
         """With no more context than the model was trained for, as the engine does it."""
@@ -126,6 +127,7 @@ class Plan:
     available: AvailableMemory
     most_context: int
     most_slots: int
+    step_tokens: int
 
     @property
     def fits(self) -> bool:
@@ -148,11 +150,16 @@ def budget_of(shape: Shape, load: Load, *, with_daemon: bool = True) -> Budget:
 
 
 def _compute_bytes(shape: Shape, load: Load) -> int:
-    """Activations of one step of tokens in 32 bits, and the logits of the sequences in it."""
-    step = min(load.n_batch, _MAX_UBATCH)
+    """Activations of one step of tokens in 32 bits, its scores, and the logits of the sequences in it."""
+    step = _step(shape, load)
     activations = step * (4 * shape.embedding + 3 * shape.feed_forward)
     logits = 2 * (load.slots + 1) * shape.vocabulary
-    return 4 * (activations + logits)
+    scores = 0 if load.flash else scores_bytes(step, shape.heads, load.context_tokens)
+    return 4 * (activations + logits) + scores
+
+
+def _step(shape: Shape, load: Load) -> int:
+    return step_tokens(load.n_batch, shape.heads, load.context_tokens, flash=load.flash)
 
 
 def plan(
@@ -169,7 +176,7 @@ def plan(
     most_context = _last(contexts, lambda tokens: fits(replace(load, context_tokens=tokens)))
     most_slots = _last(range(1, max_slots + 1), lambda slots: fits(replace(load, slots=slots)))
     budget = budget_of(shape, load, with_daemon=with_daemon)
-    return Plan(load, budget, available, most_context, most_slots)
+    return Plan(load, budget, available, most_context, most_slots, _step(shape, load))
 
 
 def _last(sizes: range, fits: Callable[[int], bool]) -> int:
@@ -183,7 +190,7 @@ def lines(found: Plan) -> list[str]:
     rows = [
         ("weights", b.weights, "the file's size"),
         ("cache", b.slots * b.cache_per_slot, f"{b.slots} slots x {_mb(b.cache_per_slot)} ({load.kv_type})"),
-        ("compute buffers", b.compute, f"estimate, steps of {min(load.n_batch, _MAX_UBATCH)} tokens"),
+        ("compute buffers", b.compute, f"estimate, steps of {found.step_tokens} tokens"),
         ("vocabulary", b.vocabulary, "estimate"),
         ("engine process", b.child, "estimate, without the model"),
         ("daemon", b.daemon, "estimate"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,8 @@ LAYOUT = StateLayout(
     key_row=4,
     value_row=8,
 )
+# The same numbers, four channels of two bytes of each token apart.
+TRANSPOSED = replace(LAYOUT, value_head=struct.pack("<iII", 1, 2, 4), transposed=True)
 EMPTY: Tokens = np.zeros(0, np.int32)
 
 
@@ -26,16 +29,19 @@ def tokens(*values: int) -> Tokens:
     return np.array(values, np.int32)
 
 
-def block(values: Tokens) -> KvBlock:
+def block(values: Tokens, layout: StateLayout = LAYOUT) -> KvBlock:
     keys = np.tile(values.astype("<i4").view(np.uint8), (_LAYERS, 1))
-    return KvBlock(LAYOUT, keys, np.tile(values.astype("<i8").view(np.uint8), (_LAYERS, 1)))
+    row = values.astype("<i8").view("<i2").reshape(-1, layout.channels, 4 // layout.channels)
+    channels = np.ascontiguousarray(row.swapaxes(0, 1)).view(np.uint8).reshape(layout.channels, -1)
+    return KvBlock(layout, keys, np.tile(channels, (_LAYERS, 1, 1)))
 
 
 class FakeMemory:
     """What SlotMemory asks for, over lists of tokens."""
 
-    def __init__(self, slots: int, *, cuttable: bool = True) -> None:
+    def __init__(self, slots: int, *, cuttable: bool = True, layout: StateLayout = LAYOUT) -> None:
         self.rows: list[Tokens] = [EMPTY] * slots
+        self.layout = layout
         self.cuttable = cuttable
         self.cut_fails = False
         self.restore_fails = False
@@ -55,7 +61,7 @@ class FakeMemory:
 
     def save(self, sequence: int) -> Bytes:
         self.saves += 1
-        state = join_blocks([block(self.rows[sequence])])
+        state = join_blocks([block(self.rows[sequence], self.layout)])
         return state if self.cuttable else state[:-1]
 
     def restore(self, sequence: int, state: Bytes) -> bool:

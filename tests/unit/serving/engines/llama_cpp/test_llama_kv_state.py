@@ -2,26 +2,39 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from llama_fake_memory import LAYOUT, block, tokens
+from llama_fake_memory import LAYOUT, TRANSPOSED, block, tokens
 
-from serving.engines.llama_cpp.kv_state import NotCuttable, join_blocks, parse_state
+from serving.engines.llama_cpp.kv_state import NotCuttable, StateLayout, join_blocks, parse_state
+
+both = pytest.mark.parametrize("layout", [LAYOUT, TRANSPOSED], ids=["rows", "transposed"])
 
 
-def test_cut_and_joined_it_is_the_same_state() -> None:
-    whole = join_blocks([block(tokens(*range(10, 20)))])
+@both
+def test_cut_and_joined_it_is_the_same_state(layout: StateLayout) -> None:
+    values = tokens(*range(70_000, 70_010))
+    whole = join_blocks([block(values, layout)])
     saved = parse_state(whole)
     assert saved.tokens == 10
-    assert saved.layout == LAYOUT
+    assert saved.layout == layout
     parts = [saved.cut(0, 3), saved.cut(3, 4), saved.cut(4, 10)]
     assert join_blocks(parts).tolist() == whole.tolist()
-    assert sum(part.nbytes for part in parts) == 10 * LAYOUT.token_bytes
+    assert sum(part.nbytes for part in parts) == 10 * layout.token_bytes
+    assert (parts[2].values == block(values[4:], layout).values).all()
 
 
-def test_a_cut_is_a_copy() -> None:
-    state = join_blocks([block(tokens(1, 2))])
+def test_transposed_values_lie_channel_by_channel() -> None:
+    state = join_blocks([block(tokens(0x10002, 0x30004), TRANSPOSED)])
+    # Before the last two streams, which are empty: the second layer.
+    assert state[-16 - 8 : -8].view("<i2").tolist() == [2, 4, 1, 3, 0, 0, 0, 0]
+
+
+@both
+def test_a_cut_is_a_copy(layout: StateLayout) -> None:
+    state = join_blocks([block(tokens(1, 2), layout)])
     part = parse_state(state).cut(0, 1)
     state[:] = 0
     assert part.keys[0].view("<i4").tolist() == [1]
+    assert part.values.any()
 
 
 def test_anything_else_is_refused() -> None:
@@ -37,9 +50,10 @@ def test_anything_else_is_refused() -> None:
             parse_state(case)
 
 
-def test_random_bytes_never_crash_the_parser() -> None:
+@both
+def test_random_bytes_never_crash_the_parser(layout: StateLayout) -> None:
     rng = np.random.default_rng(1)
-    state = join_blocks([block(tokens(1, 2, 3))])
+    state = join_blocks([block(tokens(1, 2, 3), layout)])
     for _ in range(500):
         broken = state.copy()
         broken[rng.integers(0, len(state), 4)] = rng.integers(0, 256, 4)
