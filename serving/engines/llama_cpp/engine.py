@@ -31,6 +31,7 @@ from serving.engines.llama_cpp.slow_kernel import (
     fast_copy,
     lacks_fast_kernel,
 )
+from serving.engines.llama_cpp.watchdog import Watchdog
 from tidegate.routing.domain import (
     AttemptKey,
     CacheDelta,
@@ -381,14 +382,13 @@ class LlamaCppEngine:
 
     async def _watch(self) -> None:
         """Ends a child that runs work and makes no step."""
-        limit = self._settings.hang_timeout_s
-        strikes = 0
+        watchdog = Watchdog(self._settings.hang_timeout_s)
         while True:
-            await asyncio.sleep(limit / 8)
-            child = self._child
-            stuck = self._ledger.occupied > 0 and self._clock() - self._last_progress > limit
-            # Twice: after a pause of this very process, frames of a healthy child may lie unread.
-            strikes = strikes + 1 if stuck and child is not None else 0
-            if child is not None and strikes >= 2 and not self._hung:
+            child, quiet_s = self._child, None
+            if child is not None and self._ledger.occupied > 0 and not self._hung:
+                quiet_s = self._clock() - self._last_progress
+            ends, pause_s = watchdog.look(quiet_s)
+            if ends and child is not None:
                 self._hung = True
                 child.kill()
+            await asyncio.sleep(pause_s)
