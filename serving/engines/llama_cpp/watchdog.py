@@ -8,9 +8,9 @@ _SHORTEST_S = 0.005
 
 
 class Watchdog:
-    """Looks when the limit can have passed and not before: its rhythm adds nothing to the time without a step.
+    """Looks when the limit can have passed, not before: its rhythm adds nothing to the time without a step.
 
-    It takes two looks: after a pause of this very process, frames of a healthy child may lie unread at the first.
+    It takes two looks: after a pause of this very process, frames of a healthy child may lie unread.
     """
 
     def __init__(self, limit_s: float) -> None:
