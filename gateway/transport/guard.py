@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -26,9 +27,17 @@ class _BadMessage:
 
 async def abort(context: Any, error: ServeError) -> None:
     """Ends the RPC with the error's status and details."""
-    await context.abort(
-        status.to_grpc(error.code), status.status_message(error), status.trailing_metadata(error)
-    )
+    try:
+        await context.abort(
+            status.to_grpc(error.code), status.status_message(error), status.trailing_metadata(error)
+        )
+    except grpc.aio.InternalError:
+        raise _client_gone() from None
+
+
+def _client_gone() -> asyncio.CancelledError:
+    """What ends an RPC whose client went before gRPC says so: anything else is logged there as a defect."""
+    return asyncio.CancelledError("its client has gone")
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -94,7 +103,7 @@ class Guard(grpc.aio.ServerInterceptor):
             await abort(context, error)
         if isinstance(error, grpc.aio.InternalError):
             log.info("rpc ended by its client", extra={"method": method})
-            return
+            raise _client_gone()
         log.error("rpc failed", extra={"method": method}, exc_info=error)
         self._metrics.internal_errors.labels("rpc").inc()
         await abort(context, _INTERNAL)

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from gateway.telemetry import Metrics
-from gateway.transport.guard import Guard
+from gateway.transport.guard import Guard, abort
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.gateway.v1 import gateway_pb2_grpc
 from tidegate.routing.domain import Code, ServeError
@@ -173,3 +173,15 @@ async def test_a_failed_request_is_gone_without_the_collector(rig: Rig) -> None:
         assert [prompt() for prompt in rig.service.prompts] == [None]
     finally:
         gc.enable()
+
+
+class _Gone:
+    """The context of an RPC whose client went a moment ago: gRPC itself does not know yet."""
+
+    async def abort(self, *_: object) -> None:
+        raise grpc.aio.InternalError
+
+
+async def test_an_error_for_a_client_that_has_gone_ends_quietly() -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await abort(_Gone(), ServeError(Code.UNAVAILABLE, "no node"))
