@@ -81,6 +81,11 @@ class LlamaCppSection(Section):
     hang_timeout_s: float = Field(
         default=20.0, gt=0, description="Seconds without a step after which a busy engine is restarted"
     )
+    idle_unload_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds without work after which the model is unloaded until work comes; 0 never",
+    )
     fit_check: bool = Field(
         default=True,
         description="Refuse to load a model that memory is too short for; `tidegate-edge plan` shows why",

@@ -156,6 +156,8 @@ def _observation(choice: Choice, attempt: Attempt, now_s: float, stage: Stage) -
     stamps, outcome = attempt.first_token, attempt.outcome
     waited_ms = (now_s - attempt.started_s) * 1000
     ttft_ms = None if attempt.ttft_s is None else attempt.ttft_s * 1000
+    # A model that had to be loaded says nothing of the node's speed.
+    wake_ms = stamps.wake_ms if stamps else choice.prediction.wake_ms
     decode_ms = None
     if stage is Stage.ENDED and ttft_ms is not None and not attempt.consumer_was_slow:
         decode_ms = (waited_ms - ttft_ms) / (attempt.tokens - 1) if attempt.tokens > 1 else None
@@ -165,9 +167,9 @@ def _observation(choice: Choice, attempt: Attempt, now_s: float, stage: Stage) -
         model=choice.variant.model,
         hardware_class=choice.node.announcement.hardware_class,
         boot_id=choice.node.announcement.boot_id,
-        prediction=choice.prediction,
+        prediction=choice.prediction.awake(),
         stage=stage,
-        actual_ttft_ms=waited_ms if ttft_ms is None else ttft_ms,
+        actual_ttft_ms=max(0.0, (waited_ms if ttft_ms is None else ttft_ms) - wake_ms),
         actual_tpot_ms=decode_ms,
         queue_ms=stamps.queue_ms if stamps else 0.0,
         prefill_ms=stamps.prefill_ms if stamps else 0.0,

@@ -14,6 +14,7 @@ from gateway.dispatch.attempt import Attempt, StallLimits, Upstream
 from gateway.dispatch.facts import Facts
 from gateway.state import Fleet
 from tidegate.routing.domain import (
+    PROBE_PRIORITY,
     Analysis,
     AttemptKey,
     Budget,
@@ -101,7 +102,8 @@ class Probes:
         for node in (nodes[start:] + nodes[:start])[:LOOKED_AT]:
             load = node.load
             busy = load.running + load.queued + node.in_flight.requests
-            if node.health is Health.READY and not busy and not load.draining:
+            # A model is not loaded for a probe.
+            if node.health is Health.READY and not busy and not load.draining and not load.wake_ms:
                 yield from ((node, variant) for variant in node.announcement.variants)
 
     def _is_due(self, node: NodeState, variant: Variant) -> bool:
@@ -129,7 +131,7 @@ class Probes:
             sampling=Sampling(temperature=0.0),
             max_tokens=TOKENS,
             remaining_ms=LIMIT_S * 1000,
-            priority=-100,
+            priority=PROBE_PRIORITY,
         )
         attempt = Attempt(
             self._upstream,

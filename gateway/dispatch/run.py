@@ -41,7 +41,7 @@ class RequestRun:
         ttft_ms = total_ms if self.first_token_s is None else (self.first_token_s - self.arrived_s) * 1000
         stamps = outcome.first_token
         return Timings(
-            queue_ms=stamps.queue_ms if stamps else 0.0,
+            queue_ms=stamps.queue_ms + stamps.wake_ms if stamps else 0.0,
             prefill_ms=stamps.prefill_ms if stamps else 0.0,
             ttft_ms=ttft_ms,
             tpot_ms=(total_ms - ttft_ms) / (self.tokens - 1) if self.tokens > 1 else 0.0,

@@ -23,6 +23,11 @@ MAX_AT_ONCE = 8
 LOWEST_PRIORITY = -10
 
 
+def _is_free(choice: Choice) -> bool:
+    """Nobody waits for it, and no model is loaded for it."""
+    return has_room(choice) and not choice.prediction.wake_ms
+
+
 class Shadows:
     """Owns its tasks; close() ends them."""
 
@@ -54,7 +59,7 @@ class Shadows:
             run.query, model=model, budget=Budget(), min_p_good=0.0, session=None, excluded=frozenset()
         )
         plan = self._route(query)
-        if isinstance(plan, Refusal) or not has_room(plan.first) or len(self._tasks) >= MAX_AT_ONCE:
+        if isinstance(plan, Refusal) or not _is_free(plan.first) or len(self._tasks) >= MAX_AT_ONCE:
             self._metrics.shadows.labels("skipped").inc()
             return
         task = asyncio.create_task(self._run(run, plan, query), name="shadow")

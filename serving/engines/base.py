@@ -43,7 +43,10 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """An engine's load now. `progress_age_ms` is the time since its last step while work runs, else 0."""
+    """An engine's load now. `progress_age_ms` is the time since its last step while work runs, else 0.
+
+    An engine that has unloaded its model is ready all the same: `wake_ms` is how long loading it would take.
+    """
 
     ready: bool
     running: int
@@ -53,6 +56,7 @@ class EngineLoad:
     free_cache_tokens: int
     progress_age_ms: float
     speeds: Speeds
+    wake_ms: float = 0.0
 
 
 class EngineRefused(Exception):

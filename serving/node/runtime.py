@@ -80,6 +80,7 @@ class NodeRuntime:
         self._listeners: list[NodeListener] = []
         self._info: EngineInfo | None = None
         self._was_ready = False
+        self._was_asleep = False
         self._engine_ended = False
         self._draining = False
         self._empty = asyncio.Event()
@@ -179,6 +180,7 @@ class NodeRuntime:
             draining=self._draining,
             speeds=load.speeds,
             power=self._power(),
+            wake_ms=load.wake_ms,
         )
 
     def cache_full(self) -> CacheDelta:
@@ -351,8 +353,10 @@ class NodeRuntime:
             self._guarded(listener, "cache_changed", listener.cache_changed, delta)
 
     def _readiness_changed(self) -> bool:
-        was, self._was_ready = self._was_ready, self._engine.load().ready
-        return was != self._was_ready
+        load = self._engine.load()
+        was = self._was_ready, self._was_asleep
+        self._was_ready, self._was_asleep = load.ready, load.wake_ms > 0.0
+        return was != (self._was_ready, self._was_asleep)
 
     async def _watch_readiness(self) -> None:
         """An engine may crash and come back while nothing runs: then no step tells of it."""

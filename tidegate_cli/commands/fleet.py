@@ -53,7 +53,7 @@ def node_rows(nodes: tuple[tidegate.NodeInfo, ...]) -> list[list[str]]:
             [
                 n.name,
                 n.tier.value,
-                n.health.value + ("" if n.linked_here else " (other replica)"),
+                n.health.value + _remark(n),
                 variants,
                 f"{n.running}/{n.slots}+{n.queued}",
                 ms(n.rtt_ms),
@@ -62,6 +62,12 @@ def node_rows(nodes: tuple[tidegate.NodeInfo, ...]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _remark(node: tidegate.NodeInfo) -> str:
+    if not node.linked_here:
+        return " (other replica)"
+    return f" (asleep, loads in {node.wake_ms / 1000:.1f} s)" if node.wake_ms > 0 else ""
 
 
 NODE_HEADER = ["node", "tier", "health", "variants", "run/slots+queue", "rtt", "prefill/decode t/s", "id"]

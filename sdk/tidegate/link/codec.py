@@ -25,6 +25,7 @@ from tidegate.wire import common as wire
 PROTOCOL_VERSION = 1_000
 MAX_SEQUENCES = 65_536
 MAX_DETAIL_CHARS = 300
+MAX_WAKE_MS = 3_600_000.0
 
 _CAUSE_TO_PB = {
     Cause.ENGINE_CRASHED: node_pb2.FAILURE_CAUSE_ENGINE_CRASHED,
@@ -138,6 +139,7 @@ def load_to_pb(load: NodeLoad) -> node_pb2.Heartbeat:
         draining=load.draining,
         speeds=None if load.speeds is None else wire.encode_speeds(load.speeds),
         power=wire.encode_power(load.power),
+        wake_ms=load.wake_ms,
     )
 
 
@@ -154,6 +156,7 @@ def load_from_pb(pb: node_pb2.Heartbeat) -> NodeLoad:
         draining=pb.draining,
         speeds=wire.decode_speeds(pb.speeds) if pb.HasField("speeds") else None,
         power=wire.decode_power(pb.power) if pb.HasField("power") else None,
+        wake_ms=wire.sane(pb.wake_ms, MAX_WAKE_MS),
     )
 
 
@@ -263,6 +266,7 @@ def output_to_pb(output: SequenceOutput) -> node_pb2.SequenceOutput:
             cached_tokens=first.cached_tokens,
             batch_size=first.batch_size,
             prompt_tokens=first.prompt_tokens,
+            wake_ms=first.wake_ms,
         ),
         finish=None if output.finish is None else _finish_to_pb(output.finish),
         vectors=output.vectors,
@@ -285,6 +289,7 @@ def output_from_pb(pb: node_pb2.SequenceOutput) -> SequenceOutput:
             cached_tokens=max(0, first.cached_tokens),
             batch_size=max(0, first.batch_size),
             prompt_tokens=max(0, first.prompt_tokens),
+            wake_ms=wire.sane(first.wake_ms, MAX_WAKE_MS),
         )
         if pb.HasField("first_token")
         else None,

@@ -3,7 +3,7 @@
 Only where the node reports it and the operator's table has a price. Given per million tokens of this very
 request, prompt and expected answer together, so that it adds to the table's price of a million tokens:
 
-    energy   work_w x (prefill + answer x time per token / batch) x price of a watt-hour
+    energy   work_w x (loading the model + prefill + answer x time per token / batch) x price of a watt-hour
     link     (1,000 + 4 per prompt token + 150 per output token) bytes x price of a megabyte
 
 A step is shared by the sequences of its batch. 150 bytes is one token alone in a message of the link: 73 of
@@ -36,7 +36,8 @@ def extra_cost(prices: Prices, load: NodeLoad, prediction: Prediction) -> Extra 
     tokens = prediction.asked_tokens + prediction.output_tokens
     if prices.per_wh > 0.0 and power.work_w is not None:
         decode_ms = (prediction.output_tokens - 1.0) * prediction.tpot_ms / max(prediction.batch_size, 1)
-        energy = power.work_w * (prediction.prefill_ms + decode_ms) / _MS_PER_HOUR * prices.per_wh
+        work_ms = prediction.wake_ms + prediction.prefill_ms + decode_ms
+        energy = power.work_w * work_ms / _MS_PER_HOUR * prices.per_wh
     if power.metered:
         prompt_bytes = REQUEST_BYTES + PROMPT_TOKEN_BYTES * prediction.asked_tokens
         moved = prompt_bytes + OUTPUT_TOKEN_BYTES * prediction.output_tokens
@@ -48,8 +49,11 @@ def extra_cost(prices: Prices, load: NodeLoad, prediction: Prediction) -> Extra 
 
 def cheapest(choices: Sequence[Choice]) -> list[Choice]:
     """Those that cost least. What is only estimated of a cost decides nothing by a hair."""
-    best = min(choices, key=_cost)
-    limit = most_of(best)
+    lowest = min([c.cost_per_mtoken for c in choices])
+    cheap = [c for c in choices if c.cost_per_mtoken == lowest]
+    if cheap[0].extra is None:
+        return cheap
+    limit = most_of(cheap[0])
     return [c for c in choices if c.cost_per_mtoken <= limit]
 
 
@@ -57,7 +61,3 @@ def most_of(choice: Choice) -> float:
     """What another choice may cost and still be as cheap."""
     extra = choice.extra
     return choice.cost_per_mtoken + (0.0 if extra is None else NEAR_EXTRA_SHARE * extra.total)
-
-
-def _cost(choice: Choice) -> float:
-    return choice.cost_per_mtoken

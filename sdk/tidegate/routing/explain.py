@@ -148,6 +148,8 @@ def _scores(choice: Choice, plan: Plan) -> str:
     p, query = choice.prediction, plan.query
     parts = [f"TTFT {p.ttft_ms:.0f} ms (queue {p.queue_ms:.0f}, prefill {p.prefill_ms:.0f}, "]
     parts[0] += f"network {p.network_ms:.0f}), p95 {p.ttft_p95_ms:.0f} ms"
+    if p.wake_ms:
+        parts.append(f"of it {p.wake_ms:.0f} ms to load the model")
     if p.cached_tokens:
         parts.append(f"{p.cached_tokens} of {query.analysis.prompt_tokens} prompt tokens warm")
     if query.budget.limits_anything:
@@ -212,6 +214,7 @@ def record(plan: Plan) -> dict[str, object]:
                 "variant": c.variant.digest[:12],
                 "ttft_ms": round(c.prediction.ttft_ms, 2),
                 "queue_ms": round(c.prediction.queue_ms, 2),
+                "wake_ms": round(c.prediction.wake_ms, 2),
                 "total_ms": round(c.prediction.total_ms, 2),
                 "cached_tokens": c.prediction.cached_tokens,
                 "p_meet": round(c.p_meet, 4),

@@ -30,7 +30,11 @@ def explored(plan: Plan, rng: Callable[[], float], share: float = EXPLORED_SHARE
     others = [
         c
         for c in plan.fallbacks
-        if c.qualified and c.cost_per_mtoken <= limit and c.prediction.cached_tokens > warm
+        if c.qualified
+        and c.cost_per_mtoken <= limit
+        and c.prediction.cached_tokens > warm
+        # What is learned is not worth loading a model for.
+        and not c.prediction.wake_ms
     ]
     if not others:
         return plan

@@ -78,6 +78,7 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
     removed, but still in their pools. Nodes that save their batteries are left out where somebody else is."""
     found: list[Pool] = []
     removed: dict[str, int] = {}
+    saving = False
     tokens = query.fit_tokens
     if tokens is None:
         tokens = query.analysis.prompt_tokens + query.max_tokens
@@ -91,7 +92,9 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
             removed[fell] = removed.get(fell, 0) + 1
         if ready:
             found.append(Pool(kind, ready, variants))
-    found = _unspared(found, query, removed)
+            saving = saving or kind.saving
+    if saving:
+        found = _unspared(found, query, removed)
     if query.excluded:
         tried = [snapshot.get(node_id) for node_id in query.excluded]
         for pool in found:
@@ -104,8 +107,6 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
 def _unspared(found: list[Pool], query: RouteQuery, removed: dict[str, int]) -> list[Pool]:
     """Without the nodes that save their batteries, if anybody else is left who was not tried."""
     spared = [pool for pool in found if pool.kind.saving]
-    if not spared:
-        return found
     others = [pool for pool in found if not pool.kind.saving]
     if not any(node.node_id not in query.excluded for pool in others for node in pool.nodes):
         return found

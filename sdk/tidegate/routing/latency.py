@@ -124,11 +124,12 @@ class LearnedLatency:
         tokens = self.lengths.expect(variant.model, asked, query.max_tokens)
         raw_ttft_ms = network_ms + queue_ms + behind_ms + prefill_ms + LEAST_MS
         raw_total_ms = raw_ttft_ms + (tokens - 1.0) * tpot_ms
+        wake_ms = load.wake_ms
         # The constructor of a named tuple costs twice as much, once per candidate.
         fields = (
-            raw_ttft_ms * of_ttft,
+            raw_ttft_ms * of_ttft + wake_ms,
             tpot_ms * of_tpot,
-            raw_total_ms * of_total,
+            raw_total_ms * of_total + wake_ms,
             (queue_ms + behind_ms) * of_ttft,
             prefill_ms * of_ttft,
             network_ms * of_ttft,
@@ -146,6 +147,7 @@ class LearnedLatency:
             prefill_parts,
             step_parts,
             node.rtt_ms,
+            wake_ms,
         )
         return tuple.__new__(Prediction, fields)
 
@@ -289,6 +291,9 @@ def _learn(known: Knowledge, o: Observation) -> None:
 
 def p_meet(prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
     """P(all limited parts are met), from how far such predictions missed together. Rises with every limit."""
+    if prediction.wake_ms:
+        elapsed_ms += prediction.wake_ms
+        prediction = prediction.awake()
     ttft_ms, tpot_ms, total_ms = budget.ttft_ms, budget.tpot_ms, budget.total_ms
     ttft = tpot = total = None
     if ttft_ms is not None:

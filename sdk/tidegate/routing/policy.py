@@ -133,20 +133,24 @@ def judged(
     """Candidates with their predictions and odds."""
     judge = _Judge(snapshot, quality, query.analysis)
     budget, elapsed, target = query.budget, query.elapsed_ms, query.target_share
-    limited = budget.limits_anything
+    limited, any_good = budget.limits_anything, query.min_p_good <= 0.0
+    # This runs once per candidate: what does not change is looked up once.
+    predict, odds_of, new = model.predict, model.p_meet, tuple.__new__
     p_good_of: dict[str, Callable[[], float]] = {}
     choices: list[Choice] = []
     for node, variant in eligible:
-        prediction = model.predict(node, variant, query)
-        p_meet = model.p_meet(prediction, budget, elapsed) if limited else 1.0
+        prediction = predict(node, variant, query)
+        p_meet = odds_of(prediction, budget, elapsed) if limited else 1.0
         p_good = p_good_of.get(variant.digest)
         if p_good is None:
             p_good = p_good_of[variant.digest] = _PGood(judge, variant)
-        qualified = (not limited or p_meet >= target) and good_enough(p_good, query)
-        cost, extra, prices = node.binding.cost_per_mtoken, None, node.binding.prices
-        if prices is not None and (extra := extra_cost(prices, node.load, prediction)) is not None:
-            cost += extra.total
-        choices.append(Choice(node, variant, prediction, p_meet, p_good, qualified, cost, extra))
+        qualified = (not limited or p_meet >= target) and (any_good or good_enough(p_good, query))
+        binding = node.binding
+        cost, extra = binding.cost_per_mtoken, None
+        if binding.prices is not None:
+            extra = extra_cost(binding.prices, node.load, prediction)
+            cost += 0.0 if extra is None else extra.total
+        choices.append(new(Choice, (node, variant, prediction, p_meet, p_good, qualified, cost, extra)))
     return choices
 
 

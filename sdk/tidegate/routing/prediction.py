@@ -8,9 +8,10 @@ from tidegate.routing.odds import PRIOR, Odds
 
 
 class Prediction(NamedTuple):
-    """Milliseconds. The times are medians: ttft = network + queue + prefill; total = ttft + the rest.
+    """Milliseconds. The times are medians: ttft = wake + network + queue + prefill; total = ttft + the rest.
 
     `output_tokens` is how long the answer is expected to become. `odds` knows how far such predictions miss.
+    `wake_ms` is the node's word on how long its model takes to be loaded.
     The rest is for learning: raw times are means before the medians of the misses were applied, and `parts`
     (of queue, prefill and step) are milliseconds as the node's own report has them.
     """
@@ -35,11 +36,12 @@ class Prediction(NamedTuple):
     prefill_parts: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     step_parts: tuple[float, float] = (0.0, 0.0)
     rtt_ms: float = 0.0
+    wake_ms: float = 0.0
 
     @property
     def ttft_p95_ms(self) -> float:
         """What 95 of 100 such attempts keep to."""
-        return self.ttft_ms * self.odds.ttft_p95
+        return self.wake_ms + (self.ttft_ms - self.wake_ms) * self.odds.ttft_p95
 
     @property
     def tpot_p95_ms(self) -> float:
@@ -47,4 +49,11 @@ class Prediction(NamedTuple):
 
     @property
     def total_p95_ms(self) -> float:
-        return self.total_ms * self.odds.total_p95
+        return self.wake_ms + (self.total_ms - self.wake_ms) * self.odds.total_p95
+
+    def awake(self) -> Prediction:
+        """As if the model had been loaded: what is learned of a node is its speed, not its sleep."""
+        if not self.wake_ms:
+            return self
+        ttft_ms, total_ms = self.ttft_ms - self.wake_ms, self.total_ms - self.wake_ms
+        return self._replace(ttft_ms=ttft_ms, total_ms=total_ms, wake_ms=0.0)

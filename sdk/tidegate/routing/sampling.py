@@ -57,9 +57,10 @@ def _add(chosen: dict[tuple[str, str], Eligible], node: NodeState, variants: Seq
 
 
 def _load(node: NodeState) -> float:
-    """Requests per slot, those just sent included."""
+    """Requests per slot, those just sent included; as good as full while the model is not loaded."""
     load, slots = node.load, node.announcement.slots
-    return (load.running + load.queued + node.in_flight.requests) / (slots if slots > 0 else 1)
+    busy = load.running + load.queued + node.in_flight.requests
+    return (busy + slots if load.wake_ms else busy) / (slots if slots > 0 else 1)
 
 
 def _least_loaded(

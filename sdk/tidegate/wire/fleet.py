@@ -23,6 +23,7 @@ _HEALTHS_BACK: Mapping[int, Health] = {v: k for k, v in HEALTHS.items()}
 class NodeInfo:
     """One node as a gateway knows it. `rtt_ms` is smoothed, `silent_ms` the time since it was heard from.
 
+    `wake_ms` is how long its model would take to be loaded, 0 where it is.
     `queued` counts what waits there and what was sent since the node's last heartbeat.
     """
 
@@ -41,6 +42,7 @@ class NodeInfo:
     linked_here: bool = True
     silent_ms: float = 0.0
     power: Power | None = None
+    wake_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def node_info(state: NodeState, *, silent_ms: float = 0.0) -> NodeInfo:
         linked_here=state.linked_here,
         silent_ms=silent_ms,
         power=state.load.power,
+        wake_ms=state.load.wake_ms,
     )
 
 
@@ -101,6 +104,7 @@ def encode_node(node: NodeInfo) -> pb.Node:
         linked_here=node.linked_here,
         silent_ms=node.silent_ms,
         power=common.encode_power(node.power),
+        wake_ms=node.wake_ms,
     )
 
 
@@ -123,6 +127,7 @@ def decode_node(node: pb.Node) -> NodeInfo:
         linked_here=node.linked_here,
         silent_ms=node.silent_ms,
         power=common.decode_power(node.power) if node.HasField("power") else None,
+        wake_ms=node.wake_ms,
     )
 
 

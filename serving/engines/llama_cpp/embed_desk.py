@@ -42,6 +42,9 @@ class EmbedDesk:
     def __len__(self) -> int:
         return len(self._by_sid)
 
+    def works(self) -> tuple[Work, ...]:
+        return tuple(open_.work for open_ in self._by_sid.values())
+
     def add(self, work: Work, now: float) -> Frame:
         """The frame for the child. Raises EngineRefused."""
         if work.key in self._sid_of:

@@ -31,6 +31,7 @@ from serving.engines.llama_cpp.slow_kernel import (
     fast_copy,
     lacks_fast_kernel,
 )
+from serving.engines.llama_cpp.slumber import Slumber
 from serving.engines.llama_cpp.watchdog import Watchdog
 from tidegate.routing.domain import (
     AttemptKey,
@@ -74,6 +75,8 @@ class LlamaCppEngine:
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
         self._cache = CacheView()
+        self._slumber = Slumber(settings.idle_unload_s, clock)
+        self._unsent: list[Frame] = []
         self._embeds = EmbedDesk(settings.queue_limit + 1)
         self._tasks: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
@@ -103,6 +106,7 @@ class LlamaCppEngine:
         self._tasks = [
             asyncio.create_task(self._supervise(child), name="llama-supervise"),
             asyncio.create_task(self._watch(), name="llama-watch"),
+            asyncio.create_task(self._unload_when_idle(), name="llama-unload"),
         ]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
@@ -145,6 +149,8 @@ class LlamaCppEngine:
         if len(self._ledger) >= limit:
             raise EngineRefused(Failure(Cause.OVERLOADED, f"{limit} sequences run or wait already"))
         entry = self._ledger.add(work, input_text(work), self._clock())
+        entry.slept = self._slumber.asleep
+        self._slumber.wanted()
         if self._idle.is_set():
             self._idle.clear()
             self._last_progress = self._clock()
@@ -154,21 +160,31 @@ class LlamaCppEngine:
     def _embed(self, work: Work) -> None:
         if self._settings.embeddings == "off":
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "this engine does not embed"))
-        if self._child is None or not self._ready:
+        if not self._slumber.asleep and (self._child is None or not self._ready):
             raise EngineRefused(Failure(Cause.ENGINE_CRASHED, "the engine is being started again"))
-        self._child.send(self._embeds.add(work, self._clock()))
+        frame = self._embeds.add(work, self._clock())
+        self._slumber.wanted()
+        self._tell(frame)
+
+    def _tell(self, frame: Frame) -> None:
+        """To the child, or as soon as there is one again."""
+        if self._child is not None and self._ready:
+            self._child.send(frame)
+        elif self._slumber.asleep:
+            self._unsent.append(frame)
 
     def _send(self, entry: Submitted) -> None:
         if self._child is not None:
             waited_ms = (self._clock() - entry.submitted_at) * 1000.0
+            entry.wake_ms = waited_ms if entry.slept else 0.0
             self._child.send(protocol.pack_work(entry.sid, entry.work, entry.text, waited_ms))
             entry.sent = True
             entry.text = ""
 
     def cancel(self, key: AttemptKey) -> None:
         self._outbox.take_back(key)
-        if (frame := self._embeds.cancel(key)) is not None and self._child is not None:
-            self._child.send(frame)
+        if (frame := self._embeds.cancel(key)) is not None:
+            self._tell(frame)
         entry = self._ledger.cancel(key)
         if entry is None:
             return
@@ -181,9 +197,10 @@ class LlamaCppEngine:
         _, unseen_prompt, unseen_answer = self._ledger.unseen_tokens()
         occupied = self._ledger.occupied
         running = min(occupied, self._settings.slots)
-        age_ms = (self._clock() - self._last_progress) * 1000.0 if occupied else 0.0
+        asleep = self._slumber.asleep
+        age_ms = (self._clock() - self._last_progress) * 1000.0 if occupied and not asleep else 0.0
         return EngineLoad(
-            ready=self._ready and not self._stopping,
+            ready=(self._ready or asleep) and not self._stopping,
             running=running,
             queued=occupied - running,
             pending_prefill_tokens=reported.pending_prefill_tokens + unseen_prompt,
@@ -191,6 +208,7 @@ class LlamaCppEngine:
             free_cache_tokens=reported.free_cache_tokens,
             progress_age_ms=age_ms,
             speeds=self._current_speeds(),
+            wake_ms=self._slumber.wake_ms,
         )
 
     def _current_speeds(self) -> Speeds:
@@ -230,6 +248,7 @@ class LlamaCppEngine:
         if self._speeds.decode:
             known = (self._speeds.prefill_tokens_per_s, self._speeds.decode)
             config = dataclasses.replace(config, known_speeds=known)
+        began = self._clock()
         try:
             child = await ChildProcess.spawn(config, bounded_spin=self._settings.bounded_spin)
         except OSError as error:
@@ -242,6 +261,7 @@ class LlamaCppEngine:
                     "its process died while loading (out of memory?)" if ready is None else ready["detail"]
                 )
                 raise EngineUnavailable(f"the model {self._settings.model_path} cannot be loaded: {detail}")
+            self._slumber.loaded((self._clock() - began) * 1000.0 - float(ready["measure_ms"]))
             self._take_over(child, ready)
         except TimeoutError:
             await self._give_up(child)
@@ -280,6 +300,9 @@ class LlamaCppEngine:
             _LOG.warning("the engine child can reach the network and start programs: %s", ready["exposed"])
         for entry in self._ledger:
             self._send(entry)
+        unsent, self._unsent = self._unsent, []
+        for frame in unsent:
+            child.send(frame)
 
     async def _supervise(self, child: ChildProcess) -> None:
         """Owns the child: reads it to its end, fails what it ran, and starts the next one."""
@@ -293,10 +316,39 @@ class LlamaCppEngine:
                 self._cache.clear()
                 child_ended = asyncio.ensure_future(child.end(0.0 if not self._stopping else _END_GRACE_S))
                 status = await asyncio.shield(child_ended)
+            if self._slumber.asleep:
+                _LOG.info("engine child %d ended: nothing to do, the model is unloaded", child.pid)
+                child = await self._wake()
+                continue
             failure = self._why(status)
             _LOG.error("engine child %d ended: %s", child.pid, failure.detail)
             self._fail_all(failure)
             child = await self._relaunch()
+
+    async def _wake(self) -> ChildProcess:
+        """The next child, once there is work for it."""
+        await self._slumber.until_wanted()
+        try:
+            return (await self._launch())[0]
+        except EngineUnavailable as error:
+            self._slumber.over()
+            _LOG.error("the model cannot be loaded again: %s", error)
+            self._unsent.clear()
+            self._fail_all(Failure(Cause.ENGINE_CRASHED, "the model cannot be loaded again"))
+            return await self._relaunch()
+
+    async def _unload_when_idle(self) -> None:
+        """Ends the child, and gives its memory back, after `idle_unload_s` without work."""
+        while True:
+            if not self._slumber.enabled:
+                await asyncio.Event().wait()
+            await asyncio.sleep(self._slumber.look_every_s)
+            works = (*(entry.work for entry in self._ledger), *self._embeds.works())
+            due = self._slumber.is_due(works) and not self._ledger.occupied
+            if due and self._ready and self._child is not None:
+                self._slumber.fall_asleep()
+                self._ready = False
+                self._child.kill()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """Nobody would start the child again: ends the steps, so that the node's owner notices."""
@@ -358,7 +410,7 @@ class LlamaCppEngine:
                 if item[-1]:
                     self._ledger.freed(item[0])
                 continue
-            output = protocol.unpack_emission(item, entry.work.key)
+            output = entry.stamped(protocol.unpack_emission(item, entry.work.key))
             entry.next_index = output.first_index + output.count
             if output.finish is not None:
                 self._ledger.ended(entry.sid)

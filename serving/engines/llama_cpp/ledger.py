@@ -6,7 +6,7 @@ The child is the truth about slots; between two of its reports the parent counts
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.engines.llama_cpp.protocol import LoadState
 from tidegate.routing.domain import AttemptKey, Failure, Finish, SequenceOutput, Work
@@ -16,7 +16,10 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass(slots=True)
 class Submitted:
-    """A sequence that has not ended. `next_index` is where its next output begins."""
+    """A sequence that has not ended. `next_index` is where its next output begins.
+
+    `slept`: it came while the model was unloaded; `wake_ms` is how long it waited for that.
+    """
 
     sid: int
     work: Work
@@ -24,6 +27,16 @@ class Submitted:
     submitted_at: float
     next_index: int
     sent: bool = False
+    slept: bool = False
+    wake_ms: float = 0.0
+
+    def stamped(self, output: SequenceOutput) -> SequenceOutput:
+        """Of the wait, what the model took to load is no queue."""
+        first = output.first_token
+        if first is None or self.wake_ms <= 0.0:
+            return output
+        queue_ms = max(0.0, first.queue_ms - self.wake_ms)
+        return replace(output, first_token=replace(first, queue_ms=queue_ms, wake_ms=self.wake_ms))
 
 
 class Ledger:

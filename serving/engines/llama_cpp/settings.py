@@ -91,6 +91,9 @@ class LlamaCppSettings(BaseModel):
     hang_timeout_s: float = Field(
         default=20.0, gt=0.0, description="Without a step for this long, it is restarted."
     )
+    idle_unload_s: float = Field(
+        default=0.0, ge=0.0, description="Without work for this long, its memory is given back; 0 never."
+    )
     restart_backoff_max_s: float = Field(default=30.0, gt=0.0, description="Longest pause between restarts.")
     quarantine_after: int = Field(
         default=5,

@@ -62,10 +62,12 @@ async def test_nodes(gateway: FakeGateway) -> None:
 
 async def test_nodes_tell_of_their_electricity_where_one_does(gateway: FakeGateway) -> None:
     power = tidegate.Power(on_battery=True, battery_share=0.63, draw_w=7.5, metered=True)
-    gateway.set_nodes([replace(NODE, power=power), replace(NODE, name="edge-b")])
+    gateway.set_nodes([replace(NODE, power=power), replace(NODE, name="edge-b", wake_ms=3200.0)])
     ran = await tidegate_cli("nodes", "--gateway", gateway.address)
     assert re.search(r"^edge-a .* 600/60 +battery 63 %, 7\.5 W, metered +0123456789ab$", ran.out, re.M)
-    assert re.search(r"^edge-b .* 600/60 +- +0123456789ab$", ran.out, re.M)
+    assert re.search(
+        r"^edge-b .* ready \(asleep, loads in 3\.2 s\) .* 600/60 +- +0123456789ab$", ran.out, re.M
+    )
 
 
 async def test_models(gateway: FakeGateway) -> None:

@@ -750,6 +750,7 @@ class Node(google.protobuf.message.Message):
     LINKED_HERE_FIELD_NUMBER: builtins.int
     SILENT_MS_FIELD_NUMBER: builtins.int
     POWER_FIELD_NUMBER: builtins.int
+    WAKE_MS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     name: builtins.str
     tier: tidegate.common.v1.common_pb2.Tier.ValueType
@@ -766,6 +767,8 @@ class Node(google.protobuf.message.Message):
     """False when only another gateway replica is linked to it."""
     silent_ms: builtins.float
     """Milliseconds since it was last heard from."""
+    wake_ms: builtins.float
+    """The model is not loaded: milliseconds until it would be, for work that comes now. 0 when it is loaded."""
     @property
     def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[tidegate.common.v1.common_pb2.Variant]: ...
     @property
@@ -792,9 +795,10 @@ class Node(google.protobuf.message.Message):
         linked_here: builtins.bool = ...,
         silent_ms: builtins.float = ...,
         power: tidegate.common.v1.common_pb2.Power | None = ...,
+        wake_ms: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["power", b"power", "speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hardware_class", b"hardware_class", "health", b"health", "linked_here", b"linked_here", "name", b"name", "node_id", b"node_id", "power", b"power", "queued", b"queued", "region", b"region", "rtt_ms", b"rtt_ms", "running", b"running", "silent_ms", b"silent_ms", "slots", b"slots", "speeds", b"speeds", "tier", b"tier", "variants", b"variants"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hardware_class", b"hardware_class", "health", b"health", "linked_here", b"linked_here", "name", b"name", "node_id", b"node_id", "power", b"power", "queued", b"queued", "region", b"region", "rtt_ms", b"rtt_ms", "running", b"running", "silent_ms", b"silent_ms", "slots", b"slots", "speeds", b"speeds", "tier", b"tier", "variants", b"variants", "wake_ms", b"wake_ms"]) -> None: ...
 
 global___Node = Node
 

@@ -216,6 +216,7 @@ class Heartbeat(google.protobuf.message.Message):
     DRAINING_FIELD_NUMBER: builtins.int
     PENDING_DECODE_TOKENS_FIELD_NUMBER: builtins.int
     POWER_FIELD_NUMBER: builtins.int
+    WAKE_MS_FIELD_NUMBER: builtins.int
     running: builtins.int
     queued: builtins.int
     pending_prefill_tokens: builtins.int
@@ -231,6 +232,8 @@ class Heartbeat(google.protobuf.message.Message):
     draining: builtins.bool
     pending_decode_tokens: builtins.int
     """Output tokens that the running sequences may still produce."""
+    wake_ms: builtins.float
+    """The model is not loaded: milliseconds until it would be, for work that comes now. 0 when it is loaded."""
     @property
     def speeds(self) -> tidegate.common.v1.common_pb2.Speeds: ...
     @property
@@ -251,9 +254,10 @@ class Heartbeat(google.protobuf.message.Message):
         draining: builtins.bool = ...,
         pending_decode_tokens: builtins.int = ...,
         power: tidegate.common.v1.common_pb2.Power | None = ...,
+        wake_ms: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["power", b"power", "speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "power", b"power", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "power", b"power", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds", "wake_ms", b"wake_ms"]) -> None: ...
 
 global___Heartbeat = Heartbeat
 
@@ -529,11 +533,14 @@ class FirstToken(google.protobuf.message.Message):
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    WAKE_MS_FIELD_NUMBER: builtins.int
     queue_ms: builtins.float
     prefill_ms: builtins.float
     cached_tokens: builtins.int
     batch_size: builtins.int
     prompt_tokens: builtins.int
+    wake_ms: builtins.float
+    """Waiting for the model to be loaded; not part of queue_ms."""
     def __init__(
         self,
         *,
@@ -542,8 +549,9 @@ class FirstToken(google.protobuf.message.Message):
         cached_tokens: builtins.int = ...,
         batch_size: builtins.int = ...,
         prompt_tokens: builtins.int = ...,
+        wake_ms: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "cached_tokens", b"cached_tokens", "prefill_ms", b"prefill_ms", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "cached_tokens", b"cached_tokens", "prefill_ms", b"prefill_ms", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "wake_ms", b"wake_ms"]) -> None: ...
 
 global___FirstToken = FirstToken
 

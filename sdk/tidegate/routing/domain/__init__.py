@@ -52,6 +52,7 @@ from tidegate.routing.domain.request import (
 )
 from tidegate.routing.domain.snapshot import Group, Holders, Kind, Snapshot, is_kind, is_saving, is_up
 from tidegate.routing.domain.work import (
+    PROBE_PRIORITY,
     AttemptKey,
     CacheDelta,
     Cause,
@@ -67,6 +68,7 @@ from tidegate.routing.domain.work import (
 
 __all__ = [
     "CODE_OF_CAUSE",
+    "PROBE_PRIORITY",
     "Accepted",
     "Analysis",
     "Announcement",

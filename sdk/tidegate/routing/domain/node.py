@@ -96,7 +96,10 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
-    """A node's heartbeat. `last_work_seq` acknowledges this replica's work up to that number."""
+    """A node's heartbeat. `last_work_seq` acknowledges this replica's work up to that number.
+
+    `wake_ms` is how long its model would take to be loaded for work that comes now; 0 where it is.
+    """
 
     running: int = 0
     queued: int = 0
@@ -109,6 +112,7 @@ class NodeLoad:
     draining: bool = False
     speeds: Speeds | None = None
     power: Power | None = None
+    wake_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

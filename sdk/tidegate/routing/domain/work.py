@@ -10,6 +10,8 @@ from tidegate.routing.domain.chat import FinishReason, OutputFormat, Sampling, T
 from tidegate.routing.domain.node import adapter_capability
 
 JSON_SCHEMA, OR_TEXT, GRAMMAR = "json_schema", "json_schema_or_text", "grammar"
+# Work that is nobody's: gateways ask idle nodes for a few tokens, to know their speed.
+PROBE_PRIORITY = -100
 LOGPROBS, LOGIT_BIAS, EMBEDDINGS = "logprobs", "logit_bias", "embeddings"
 
 
@@ -117,13 +119,15 @@ def needed_capabilities(asking: Asking) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """Stamped by the engine when a sequence yields its first token."""
+    """Stamped by the engine when a sequence yields its first token. `queue_ms` is without `wake_ms`, the wait
+    for the model to be loaded."""
 
     queue_ms: float
     prefill_ms: float
     cached_tokens: int
     batch_size: int
     prompt_tokens: int
+    wake_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,25 @@ import asyncio
 import logging
 
 import pytest
-from dispatch_rig import Rig, answer, ask, fails, token
+from dispatch_rig import Rig, answer, ask, end, fails, token
 from gateway_fakes import DIGEST
 
 from gateway.dispatch.caller import Client
 from tidegate.routing.domain import (
     Accepted,
+    Analysis,
+    AttemptKey,
     Budget,
     Cause,
     Code,
     Finish,
     Finished,
     FinishReason,
+    FirstToken,
     Message,
     Role,
+    RouteQuery,
+    SequenceOutput,
     ServeError,
     SessionHint,
 )
@@ -223,3 +228,28 @@ async def test_a_token_and_the_end_in_one_message_count_once() -> None:
     finished = (await rig.run(ask()))[-1]
     assert isinstance(finished, Finished)
     assert finished.usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("wake_ms", [4000.0, 0.0])
+async def test_a_model_that_had_to_be_loaded_teaches_nothing_of_the_nodes_speed(wake_ms: float) -> None:
+    """Also where the gateway did not know that it sleeps. The control: the same wait without the stamp."""
+
+    def woken(key: AttemptKey) -> SequenceOutput:
+        stamps = FirstToken(3.0, 4.0, 0, batch_size=1, prompt_tokens=9, wake_ms=wake_ms)
+        return SequenceOutput(key, 0, 1, (0,), "t0 ", first_token=stamps)
+
+    slow = [(4.05, woken), (0.0, end(FinishReason.STOP, 1))]
+    rig = Rig(n1=[slow] * 40)
+    node = rig.fleet.snapshot().by_id["n1"]
+    query = RouteQuery("auto", Analysis(9, lambda: 0.0), 8, Budget(), 0.5, 0.0)
+    before = rig.latency.predict(node, node.announcement.variants[0], query).ttft_ms
+    for number in range(40):
+        (*_, finished) = await rig.run(ask(f"r{number}"))
+        assert isinstance(finished, Finished)
+        assert finished.timings.ttft_ms == pytest.approx(4050.0, abs=5.0)
+        assert finished.timings.queue_ms == 3.0 + wake_ms
+    after = rig.latency.predict(node, node.announcement.variants[0], query).ttft_ms
+    if wake_ms:
+        assert after < 5.0 * before
+    else:
+        assert after > 5.0 * before

@@ -41,6 +41,7 @@ some_text = st.text(printable, min_size=1, max_size=12)
 answers = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 counts = st.integers(0, 2**31 - 1)
 times = st.floats(0, 1e7)
+wakes = st.floats(0, 3.6e6)
 names = st.lists(st.binary(min_size=16, max_size=16), max_size=3).map(tuple)
 keys = st.builds(AttemptKey, texts, counts)
 usages = st.builds(Usage, counts, counts, counts)
@@ -59,7 +60,7 @@ outputs = st.builds(
     st.lists(counts, max_size=3).map(tuple),
     answers,
     st.sampled_from(Unit),
-    st.none() | st.builds(FirstToken, times, times, counts, counts, counts),
+    st.none() | st.builds(FirstToken, times, times, counts, counts, counts, wakes),
     st.none() | finishes,
     vectors=st.binary(max_size=16),
 )
@@ -132,6 +133,7 @@ loads = st.builds(
     draining=st.booleans(),
     speeds=st.none() | speeds,
     power=st.none() | powers,
+    wake_ms=wakes,
 )
 
 

@@ -279,7 +279,7 @@ def test_fleet_round_trip() -> None:
     node = fleet.node_info(state, silent_ms=12.0)
     assert (node.tier, node.region, node.running, node.silent_ms) == (Tier.EDGE, "home", 1, 12.0)
     assert fleet.decode_node(fleet.encode_node(node)) == node
-    powered = dataclasses.replace(node, power=Power(True, 0.5, None, 4.0, True))
+    powered = dataclasses.replace(node, power=Power(True, 0.5, None, 4.0, True), wake_ms=90.0)
     assert fleet.decode_node(fleet.encode_node(powered)) == powered
     model = fleet.ModelInfo("m", ("a",), (VARIANT,), 3)
     assert fleet.decode_model(fleet.encode_model(model)) == model

@@ -60,6 +60,7 @@ class Driver:
         max_tokens: int = 16,
         sampling: Sampling = GREEDY,
         tenant: str = "t",
+        input_kind: InputKind | None = None,
         **changes: object,
     ) -> AttemptKey:
         data = canonical_bytes(chat) if chat else text.encode()
@@ -67,7 +68,7 @@ class Driver:
             key=AttemptKey(f"r{next(self._numbers)}", 1),
             tenant=tenant,
             variant_digest="",
-            input_kind=InputKind.CHAT if chat else InputKind.TEXT,
+            input_kind=input_kind or (InputKind.CHAT if chat else InputKind.TEXT),
             input=data,
             sampling=sampling,
             max_tokens=max_tokens,
