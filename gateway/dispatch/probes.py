@@ -100,10 +100,9 @@ class Probes:
             self._last_s.clear()
         start = int(self._rng() * len(nodes)) if len(nodes) > LOOKED_AT else 0
         for node in (nodes[start:] + nodes[:start])[:LOOKED_AT]:
-            load = node.load
-            busy = load.running + load.queued + node.in_flight.requests
             # A model is not loaded for a probe.
-            if node.health is Health.READY and not busy and not load.draining and not load.wake_ms:
+            idle = not node.active and not node.load.wake_ms
+            if idle and node.health is Health.READY and not node.load.draining:
                 yield from ((node, variant) for variant in node.announcement.variants)
 
     def _is_due(self, node: NodeState, variant: Variant) -> bool:

@@ -64,8 +64,7 @@ def has_room(choice: Choice, pick: Pick = Pick.ONLY) -> bool:
     The baselines know nothing of slots: for them a node has room until its own queue is full.
     """
     node = choice.node
-    announced, load = node.announcement, node.load
-    active = load.running + load.queued + node.in_flight.requests
+    announced, active = node.announcement, node.active
     slots = announced.slots if announced.slots > 0 else 1
     if active < slots:
         return True

@@ -19,7 +19,7 @@ from tidegate.routing.refusing import no_candidate
 
 def outstanding(node: NodeState) -> int:
     """Requests running, queued, or sent and not yet acknowledged."""
-    return node.load.running + node.load.queued + node.in_flight.requests
+    return node.active
 
 
 class LeastOutstanding:

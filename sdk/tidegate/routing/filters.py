@@ -91,8 +91,8 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
             fell = _not_now(node)
             removed[fell] = removed.get(fell, 0) + 1
         if ready:
-            found.append(Pool(kind, ready, variants))
             saving = saving or kind.saving
+            found.append(Pool(kind, ready, variants))
     if saving:
         found = _unspared(found, query, removed)
     if query.excluded:
@@ -117,15 +117,20 @@ def _unspared(found: list[Pool], query: RouteQuery, removed: dict[str, int]) -> 
 def apply_filters(snapshot: Snapshot, query: RouteQuery) -> Filtered:
     """All (node, variant) pairs the request may go to."""
     found, removed = pools(snapshot, query)
-    excluded = query.excluded
-    eligible = [
-        Eligible(node, variant)
+    return Filtered(members(found, query.excluded), removed)
+
+
+def members(found: Sequence[Pool], excluded: frozenset[str]) -> list[Eligible]:
+    """All (node, variant) pairs of the pools but those of nodes already tried."""
+    # The constructor of a named tuple costs twice as much.
+    new = tuple.__new__
+    return [
+        new(Eligible, (node, variant))
         for pool in found
         for node in pool.nodes
         if not excluded or node.announcement.node_id not in excluded
         for variant in pool.variants
     ]
-    return Filtered(eligible, removed)
 
 
 def named_variants(variants: tuple[Variant, ...], model: str) -> tuple[Variant, ...]:
@@ -148,6 +153,8 @@ def _variants_that_fit(
     variants: Sequence[Variant], tokens: int, needs: frozenset[str]
 ) -> tuple[Sequence[Variant], Filter | None]:
     """Variants with room for `tokens` and all capabilities needed, or the filter the last one falls at."""
+    if len(variants) == 1 and not needs and tokens <= variants[0].context_tokens:
+        return variants, None
     fitting = [v for v in variants if tokens <= v.context_tokens]
     if not fitting:
         return (), Filter.CONTEXT
@@ -160,7 +167,7 @@ def _variants_that_fit(
 
 def _kind_fails(kind: Kind, query: RouteQuery, tokens: int) -> tuple[Filter | None, Sequence[Variant]]:
     """The first lasting filter that all nodes of a kind fall at, or the variants that may serve."""
-    variants = named_variants(kind.variants, query.model)
+    variants = kind.variants if query.model == AUTO else named_variants(kind.variants, query.model)
     if not variants:
         return Filter.MODEL, ()
     binding = kind.binding

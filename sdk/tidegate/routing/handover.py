@@ -125,6 +125,7 @@ def read_lengths(text: str, into: Lengths) -> None:
         raise ValueError(f"not a record of lengths: {type(error).__name__}") from error
     into.ended = ended | into.ended
     into.ratios = ratios | into.ratios
+    into.changed()
 
 
 def _told(regression: Regression) -> dict[str, Any]:

@@ -22,5 +22,4 @@ def most_ahead(plan: Plan) -> int | None:
         return None
     node = first.node
     slots = max(node.announcement.slots, 1)
-    believed = node.load.running + node.load.queued + node.in_flight.requests
-    return max(believed, slots) + max(1, round(SURPRISE_SHARE * slots)) - 1
+    return max(node.active, slots) + max(1, round(SURPRISE_SHARE * slots)) - 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tidegate.routing.curves import Curves
-from tidegate.routing.domain import Speeds
+from tidegate.routing.domain import NodeState, Speeds
 from tidegate.routing.observation import Observation
 from tidegate.routing.odds import Odds
 from tidegate.routing.prediction import Prediction
@@ -21,7 +21,11 @@ from tidegate.routing.residuals import ENOUGH, REGIMES, Residuals, odds_of
 NETWORK_BASE_MS = 10.0
 MIN_OUTPUT_TOKENS = 3
 FULL_OUTPUT_TOKENS = 8
-QUEUED = 2
+IDLE, BUSY, QUEUED = range(REGIMES)
+# Engines cut a prefill so that running answers wait no longer than about this for their next token.
+PREFILL_CHUNK_MS = 120.0
+# Whatever was learned, nothing takes no time at all.
+LEAST_MS = 1e-6
 
 _SPARE_WEIGHT, _MAX_SPARE = 0.1, 32.0
 # A report that moved by less than this is the same report.
@@ -38,12 +42,20 @@ _KEPT_AFTER_CHANGE = ENOUGH + 1
 Scored = tuple[Odds, float, float, float]
 
 
+# What a node's load and all that is known of it let expect of any request, in milliseconds: see look_at().
+Outlook = tuple[
+    NodeState, float, float, float, float, float, float, float, float, float, float, float, float, float,
+    float, float, float, Odds, int, int, tuple[float, float], tuple[float, float], float,
+    float,
+]  # fmt: skip
+
+
 class Knowledge:
     """Of a node (`pool` is its class) or of a class (`pool` is None)."""
 
     __slots__ = (
-        "_scored", "boot_id", "curves", "faded_s", "heard_s", "network", "pool", "prefill", "queue",
-        "residuals", "seen", "spare_tokens", "step",
+        "_scored", "boot_id", "curves", "faded_s", "heard_s", "network", "outlook", "pool", "prefill",
+        "queue", "residuals", "seen", "spare_tokens", "step", "terms",
     )  # fmt: skip
 
     def __init__(self, pool: Knowledge | None = None, boot_id: str = "", now_s: float = 0.0) -> None:
@@ -63,6 +75,15 @@ class Knowledge:
         self.faded_s = self.heard_s = now_s
         self.seen = 0
         self._scored: list[Scored | None] = [None] * REGIMES
+        self.settle()
+
+    def settle(self) -> None:
+        """To be called when something was learned or forgotten. Decisions read what is known of a few nodes
+        out of thousands: here it lies side by side, which for the processor's cache is half the way."""
+        of = (*self.prefill.theta, *self.step.theta, *self.queue.theta, *self.network.theta)
+        least = 1.0 if self.prefill.is_young else 0.0
+        self.terms: tuple[float, ...] = tuple([x + 0.0 for x in (*of, least, self.spare_tokens)])
+        self.outlook: Outlook | None = None
 
     def scored(self, regime: int) -> Scored:
         """Odds and the medians of TTFT, per-token time and total, as ratios to the raw predictions."""
@@ -89,7 +110,72 @@ class Knowledge:
         self.queue.rebase((full, token))
         self.prefill.rebase((alone, token, token, alone * token))
         self.step.rebase((alone, full))
+        self.settle()
         return new
+
+    def look_at(self, node: NodeState, curves: Curves) -> Outlook:
+        """What any request may expect there, the rest is its own; `curves` are the node's report."""
+        load, sent, active, slots = node.load, node.in_flight, node.active, node.announcement.slots
+        if slots < 1:
+            slots = 1
+        (
+            of_alone, of_fresh, of_ahead, of_beside, of_one, of_more, of_slot, of_waiting, of_path, least,
+            spare_tokens,
+        ) = self.terms  # fmt: skip
+        # What was just sent counts as load until the node acknowledges it.
+        beside = active if active < slots else slots - 1
+        beside_ms, alone_ms = curves.step(beside), curves.alone_ms
+        ahead_ms = (load.pending_prefill_tokens + sent.prefill_tokens) * curves.ms_per_token
+        if active >= slots:
+            regime = QUEUED
+            pending = load.pending_decode_tokens + sent.decode_tokens
+            waiting_ms = ahead_ms * (1.0 + beside_ms / PREFILL_CHUNK_MS)
+            queue_parts = (_slot_wait_ms(active, slots, pending, curves.step(slots)), waiting_ms)
+            queue_ms = of_slot * queue_parts[0] + of_waiting * waiting_ms
+            ahead_ms = 0.0
+        else:
+            regime = BUSY if active or ahead_ms else IDLE
+            queue_parts, queue_ms = (0.0, 0.0), 0.0
+        behind_ms = of_ahead * ahead_ms
+        step_parts = (alone_ms, curves.step(beside + 1) - alone_ms)
+        tpot_ms = of_one * step_parts[0] + of_more * step_parts[1] + LEAST_MS
+        rtt_ms = node.rtt_ms
+        network_ms = of_path * (rtt_ms + NETWORK_BASE_MS) - NETWORK_BASE_MS
+        if network_ms < rtt_ms:
+            network_ms = rtt_ms
+        odds, of_ttft, of_tpot, of_total = self.scored(regime)
+        # As a plain tuple: it is made and taken apart once per candidate of every decision.
+        return (
+            node,
+            curves.ms_per_token,
+            spare_tokens,
+            alone_ms,
+            ahead_ms,
+            beside_ms,
+            # The network and what is ahead.
+            network_ms + queue_ms + behind_ms,
+            # What a prefill takes however short it is, and how many times as long as reported its tokens
+            # and the decodes beside it take.
+            of_alone * alone_ms,
+            of_fresh,
+            of_beside,
+            # However few tokens are left, the weights are read once: no pass is shorter than a step alone.
+            alone_ms * least,
+            tpot_ms,
+            # Medians: per token, of the wait and of the network; then what makes medians of the rest.
+            tpot_ms * of_tpot,
+            (queue_ms + behind_ms) * of_ttft,
+            network_ms * of_ttft,
+            of_ttft,
+            of_total,
+            odds,
+            beside + 1,
+            regime,
+            queue_parts,
+            step_parts,
+            rtt_ms,
+            load.wake_ms,
+        )
 
     # --- learning ---
 
@@ -160,6 +246,7 @@ class Knowledge:
             regime.sort()
         self.residuals.joint.sort()
         self._scored = [None] * REGIMES
+        self.settle()
 
     # --- forgetting ---
 
@@ -177,6 +264,17 @@ class Knowledge:
     def fade(self, keep: float) -> None:
         for regression in (self.queue, self.prefill, self.step, self.network):
             regression.fade(keep)
+        self.settle()
+
+
+def _slot_wait_ms(active: int, slots: int, pending_decode_tokens: int, full_step_ms: float) -> float:
+    """Until a slot is free, all slots decoding: E[first of `slots` to end], then one slot's share each.
+
+    Remaining lengths are taken as uniform around their mean, whose first order statistic is
+    2 * mean / (slots + 1).
+    """
+    mean_tokens = max(pending_decode_tokens, active) / active
+    return full_step_ms * mean_tokens * (2.0 / (slots + 1) + (active - slots) / slots)
 
 
 def _for_fresh(p: Prediction, fresh_tokens: int) -> Sequence[float]:

@@ -13,7 +13,13 @@ from typing import Protocol
 from tidegate.routing import handover
 from tidegate.routing.curves import Curves
 from tidegate.routing.domain import Budget, NodeState, RouteQuery, Speeds, Variant
-from tidegate.routing.knowledge import MIN_OUTPUT_TOKENS, NETWORK_BASE_MS, QUEUED, Knowledge
+from tidegate.routing.knowledge import (
+    LEAST_MS,
+    MIN_OUTPUT_TOKENS,
+    PREFILL_CHUNK_MS,
+    Knowledge,
+    Outlook,
+)
 from tidegate.routing.lengths import Lengths
 from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.prediction import Prediction
@@ -21,16 +27,10 @@ from tidegate.routing.prefix import BLOCK_BYTES, matched_blocks
 
 BYTES_PER_TOKEN = 4
 BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
-# Engines cut a prefill so that running answers wait no longer than about this for their next token.
-PREFILL_CHUNK_MS = 120.0
-
-# Whatever was learned, nothing takes no time at all.
-LEAST_MS = 1e-6
-
-IDLE, BUSY = 0, 1
 # Classes learn from every node; once they know something, every fourth observation is enough.
 _CLASS_LEARNS_ALL, _CLASS_LEARNS_EACH = 64, 4
 _MAX_CURVES = 20_000
+_FEW_NODES = 256
 # Who has seen fewer first tokens than this takes over what a peer knows.
 _ADOPT_BELOW = 20
 # Every node fades a little this often.
@@ -72,67 +72,37 @@ class LearnedLatency:
     # --- predicting ---
 
     def predict(self, node: NodeState, variant: Variant, query: RouteQuery) -> Prediction:
-        load, sent, announced = node.load, node.in_flight, node.announcement
-        slots = announced.slots if announced.slots > 0 else 1
-        speeds = load.speeds or announced.speeds
-        known = self._nodes.get((announced.node_id, variant.digest))
-        if known is not None and known.boot_id == announced.boot_id:
-            curves = known.curves_of(speeds, slots)
-        else:
-            known = self._classes.get((announced.hardware_class, variant.digest), self._unlearned)
-            curves = self._report(announced.node_id, speeds)
-        # What was just sent counts as load until the node acknowledges it.
-        active = load.running + load.queued + sent.requests
-        beside = active if active < slots else slots - 1
-        beside_ms = curves.step(beside)
-        cached = expected_cached_tokens(node, variant, query)
         asked = query.analysis.prompt_tokens
-        fresh = asked * self.lengths.prompt_ratio(variant.model) - (cached or known.spare_tokens)
+        prompt_tokens, tokens = self.lengths.of(variant.model, asked, query.max_tokens)
+        cached = 0
+        if node.prefix_blocks or query.session is not None:
+            cached = expected_cached_tokens(node, variant, query)
+        (
+            _, per_token_ms, spare_tokens, alone_ms, ahead_ms, beside_ms, before_ms, pass_ms, of_fresh,
+            of_beside, least_ms, tpot_ms, median_tpot_ms, waited_ms, network_ms, of_ttft, of_total, odds,
+            batch, regime, queue_parts, step_parts, rtt_ms, wake_ms,
+        ) = self._outlook(node, variant)  # fmt: skip
+        fresh = prompt_tokens - (cached or spare_tokens)
         if fresh < 1.0:
             fresh = 1.0
-        fresh_ms = fresh * curves.ms_per_token
-        ahead_ms = (load.pending_prefill_tokens + sent.prefill_tokens) * curves.ms_per_token
-        if active >= slots:
-            regime = QUEUED
-            pending = load.pending_decode_tokens + sent.decode_tokens
-            waiting_ms = ahead_ms * (1.0 + beside_ms / PREFILL_CHUNK_MS)
-            queue_parts = (_slot_wait_ms(active, slots, pending, curves.step(slots)), waiting_ms)
-            theta = known.queue.theta
-            queue_ms = theta[0] * queue_parts[0] + theta[1] * waiting_ms
-            ahead_ms = 0.0
-        else:
-            regime = BUSY if active or ahead_ms else IDLE
-            queue_parts, queue_ms = (0.0, 0.0), 0.0
+        fresh_ms = fresh * per_token_ms
         # Prefill shares one engine loop with running decodes: each chunk waits for one of their steps.
         chunks = (fresh_ms + ahead_ms) / PREFILL_CHUNK_MS
-        beside_ms *= chunks if chunks > 1.0 else 1.0
-        theta = known.prefill.theta
-        prefill_parts = (curves.alone_ms, fresh_ms, ahead_ms, beside_ms)
-        behind_ms = theta[2] * ahead_ms
-        prefill_ms = theta[0] * curves.alone_ms + theta[1] * fresh_ms + theta[3] * beside_ms
-        if prefill_ms < curves.alone_ms and known.prefill.is_young:
-            # However few tokens are left, the weights are read once: no pass is shorter than a step alone.
-            prefill_ms = curves.alone_ms
-        batch = beside + 1
-        step_parts = (curves.alone_ms, curves.step(batch) - curves.alone_ms)
-        theta = known.step.theta
-        tpot_ms = theta[0] * step_parts[0] + theta[1] * step_parts[1] + LEAST_MS
-        network_ms = known.network.theta[0] * (node.rtt_ms + NETWORK_BASE_MS) - NETWORK_BASE_MS
-        if network_ms < node.rtt_ms:
-            network_ms = node.rtt_ms
-        odds, of_ttft, of_tpot, of_total = known.scored(regime)
-        tokens = self.lengths.expect(variant.model, asked, query.max_tokens)
-        raw_ttft_ms = network_ms + queue_ms + behind_ms + prefill_ms + LEAST_MS
+        if chunks > 1.0:
+            beside_ms *= chunks
+        prefill_ms = pass_ms + of_fresh * fresh_ms + of_beside * beside_ms
+        if prefill_ms < least_ms:
+            prefill_ms = least_ms
+        raw_ttft_ms = before_ms + prefill_ms + LEAST_MS
         raw_total_ms = raw_ttft_ms + (tokens - 1.0) * tpot_ms
-        wake_ms = load.wake_ms
         # The constructor of a named tuple costs twice as much, once per candidate.
         fields = (
             raw_ttft_ms * of_ttft + wake_ms,
-            tpot_ms * of_tpot,
+            median_tpot_ms,
             raw_total_ms * of_total + wake_ms,
-            (queue_ms + behind_ms) * of_ttft,
+            waited_ms,
             prefill_ms * of_ttft,
-            network_ms * of_ttft,
+            network_ms,
             cached,
             batch,
             tokens,
@@ -144,14 +114,32 @@ class LearnedLatency:
             fresh,
             asked,
             queue_parts,
-            prefill_parts,
+            (alone_ms, fresh_ms, ahead_ms, beside_ms),
             step_parts,
-            node.rtt_ms,
+            rtt_ms,
             wake_ms,
         )
         return tuple.__new__(Prediction, fields)
 
-    def p_meet(self, prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
+    def _outlook(self, node: NodeState, variant: Variant) -> Outlook:
+        """Kept while neither the node nor what is known of it changes. Of many nodes few are asked twice
+        between two of their reports, so that theirs are not."""
+        announced = node.announcement
+        known = self._nodes.get((announced.node_id, variant.digest))
+        speeds = node.load.speeds or announced.speeds
+        if known is None or known.boot_id != announced.boot_id:
+            known = self._classes.get((announced.hardware_class, variant.digest), self._unlearned)
+            return known.look_at(node, self._report(announced.node_id, speeds))
+        kept = known.outlook
+        if kept is not None and kept[0] is node:
+            return kept
+        outlook = known.look_at(node, known.curves_of(speeds, max(announced.slots, 1)))
+        if len(self._nodes) <= _FEW_NODES:
+            known.outlook = outlook
+        return outlook
+
+    @staticmethod
+    def p_meet(prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
         return p_meet(prediction, budget, elapsed_ms)
 
     def _report(self, node_id: str, speeds: Speeds) -> Curves:
@@ -272,6 +260,11 @@ class LearnedLatency:
 
 
 def _learn(known: Knowledge, o: Observation) -> None:
+    _learn_stage(known, o)
+    known.settle()
+
+
+def _learn_stage(known: Knowledge, o: Observation) -> None:
     p, ttft_ms = o.prediction, o.actual_ttft_ms
     if o.stage is Stage.WAITING:
         known.late(p, ttft_ms or 0.0)
@@ -334,13 +327,3 @@ def expected_cached_tokens(node: NodeState, variant: Variant, query: RouteQuery)
         tokens = session.tokens
     limit = query.analysis.prompt_tokens - 1
     return min(tokens, limit) if limit > 0 else 0
-
-
-def _slot_wait_ms(active: int, slots: int, pending_decode_tokens: int, full_step_ms: float) -> float:
-    """Until a slot is free, all slots decoding: E[first of `slots` to end], then one slot's share each.
-
-    Remaining lengths are taken as uniform around their mean, whose first order statistic is
-    2 * mean / (slots + 1).
-    """
-    mean_tokens = max(pending_decode_tokens, active) / active
-    return full_step_ms * mean_tokens * (2.0 / (slots + 1) + (active - slots) / slots)

@@ -69,28 +69,30 @@ class LogNormal:
 class SampledTtft:
     """From at least two ratios. `stretch` is how much longer than the samples say an attempt may take."""
 
-    __slots__ = ("_ratios", "_stretch", "p95")
+    __slots__ = ("_last", "_ratios", "_size", "_stretch", "p95")
 
     def __init__(self, ratios: Sequence[float], stretch: float = 1.0) -> None:
         self._ratios = sorted(ratios)
+        self._size, self._last = len(self._ratios), self._ratios[-1]
         self._stretch = stretch
         self.p95 = quantile(self._ratios, 0.95) * stretch
 
     def within(self, ratio: float) -> float:
-        ratios, ratio = self._ratios, ratio / self._stretch
-        size, at = len(ratios), bisect_right(self._ratios, ratio)
-        if at == size:
-            return 1.0 - math.pow(ratios[-1] / ratio, TAIL_POWER) / (size + 1)
+        ratio /= self._stretch
+        if ratio >= self._last:
+            return 1.0 - math.pow(self._last / ratio, TAIL_POWER) / (self._size + 1)
+        ratios = self._ratios
+        at = bisect_right(ratios, ratio)
         if at == 0:
-            return math.pow(max(ratio, 0.0) / ratios[0], TAIL_POWER) / (size + 1)
+            return math.pow(max(ratio, 0.0) / ratios[0], TAIL_POWER) / (self._size + 1)
         low, high = ratios[at - 1], ratios[at]
-        return (at + (ratio - low) / (high - low)) / (size + 1)
+        return (at + (ratio - low) / (high - low)) / (self._size + 1)
 
 
 class _Part:
     """One of the three parts of the samples: `masks[i]` are those with the i smallest ratios, as bits."""
 
-    __slots__ = ("masks", "median", "p95", "ratios", "stretch")
+    __slots__ = ("masks", "median", "p95", "ratios")
 
     def __init__(self, values: Sequence[float], stretch: float, *, centred: bool) -> None:
         order = sorted(range(len(values)), key=values.__getitem__)
@@ -99,22 +101,21 @@ class _Part:
         if centred:
             median = self.median
             self.ratios = [value / median for value in self.ratios]
-        self.stretch = stretch
         self.p95 = quantile(self.ratios, 0.95) * stretch
         self.masks = list(accumulate(map((1).__lshift__, order), or_, initial=0))
 
-    def beyond(self, ratio: float) -> float:
-        """How likely the tail behind the last sample still misses, in (0, 1]; `ratio` is beyond it."""
-        return math.pow(self.ratios[-1] * self.stretch / ratio, TAIL_POWER)
+    def keeping(self, ratio: float) -> int:
+        return self.masks[bisect_right(self.ratios, ratio)]
 
 
 class SampledJoint:
     """From samples of all three ratios of the same attempts, so that what errs together counts together.
 
-    Those of TTFT are to its median already; of the others `medians` are found here and divided out.
+    Those of TTFT are to its median already; of the others `medians` are found here and divided out. Most
+    limits lie beyond every sample: then the largest of each part is all that is looked at.
     """
 
-    __slots__ = ("_all", "_size", "_total", "_tpot", "_ttft", "medians", "total_p95", "tpot_p95")
+    __slots__ = ("_all", "_lasts", "_parts", "_size", "_stretch", "medians", "total_p95", "tpot_p95")
 
     def __init__(
         self,
@@ -123,40 +124,43 @@ class SampledJoint:
     ) -> None:
         self._size = len(samples)
         self._all = (1 << self._size) - 1
+        self._stretch = stretch
         ttfts, tpots, totals = zip(*samples, strict=True)
-        self._ttft = _Part(ttfts, stretch[0], centred=False)
-        self._tpot = _Part(tpots, stretch[1], centred=True)
-        self._total = _Part(totals, stretch[2], centred=True)
-        self.medians = self._tpot.median, self._total.median
-        self.tpot_p95, self.total_p95 = self._tpot.p95, self._total.p95
+        ttft = _Part(ttfts, stretch[0], centred=False)
+        tpot = _Part(tpots, stretch[1], centred=True)
+        total = _Part(totals, stretch[2], centred=True)
+        self._parts = ttft, tpot, total
+        self._lasts = ttft.ratios[-1], tpot.ratios[-1], total.ratios[-1]
+        self.medians = tpot.median, total.median
+        self.tpot_p95, self.total_p95 = tpot.p95, total.p95
 
     def within(self, ttft: float | None, tpot: float | None, total: float | None) -> float:
         keeping, size = self._all, self._size + 1
+        of_ttft, of_tpot, of_total = self._stretch
+        last_ttft, last_tpot, last_total = self._lasts
+        # How likely the tail behind the last sample still misses, of the part where it is likeliest.
+        beyond = 0.0
         if ttft is not None:
-            part = self._ttft
-            keeping = part.masks[bisect_right(part.ratios, ttft / part.stretch)]
+            if ttft / of_ttft >= last_ttft:
+                beyond = math.pow(last_ttft * of_ttft / ttft, TAIL_POWER)
+            else:
+                keeping = self._parts[0].keeping(ttft / of_ttft)
         if tpot is not None:
-            part = self._tpot
-            keeping &= part.masks[bisect_right(part.ratios, tpot / part.stretch)]
+            if tpot / of_tpot >= last_tpot:
+                beyond = max(beyond, math.pow(last_tpot * of_tpot / tpot, TAIL_POWER))
+            else:
+                keeping &= self._parts[1].keeping(tpot / of_tpot)
         if total is not None:
-            part = self._total
-            keeping &= part.masks[bisect_right(part.ratios, total / part.stretch)]
+            if total / of_total >= last_total:
+                beyond = max(beyond, math.pow(last_total * of_total / total, TAIL_POWER))
+            else:
+                keeping &= self._parts[2].keeping(total / of_total)
         if keeping == self._all:
-            return 1.0 - self._beyond(ttft, tpot, total) / size
+            return 1.0 - beyond / size
         if keeping:
             return (keeping.bit_count() + 0.5) / size
         smallest = min(r for r in (ttft, tpot, total) if r is not None)
         return 0.5 * math.pow(min(max(smallest, 0.0), 1.0), TAIL_POWER) / size
-
-    def _beyond(self, ttft: float | None, tpot: float | None, total: float | None) -> float:
-        worst = 0.0
-        if ttft is not None:
-            worst = self._ttft.beyond(ttft)
-        if tpot is not None:
-            worst = max(worst, self._tpot.beyond(tpot))
-        if total is not None:
-            worst = max(worst, self._total.beyond(total))
-        return worst
 
 
 class Odds(NamedTuple):

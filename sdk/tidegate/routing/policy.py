@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import nsmallest
+from operator import attrgetter
 from typing import Protocol
 
 from tidegate.routing import sampling
 from tidegate.routing.costs import cheapest, extra_cost
 from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
-from tidegate.routing.filters import Eligible, apply_filters, pools
+from tidegate.routing.filters import Eligible, apply_filters, members, pools
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import MAX_CANDIDATES, Choice, Pick, Plan, Refusal, good_enough
 from tidegate.routing.quality import QualityModel, RankedQuality
@@ -26,6 +27,9 @@ from tidegate.routing.refusing import no_candidate, unmeetable
 NEAR_TIE_SHARE = 0.10
 NEAR_TIE_ODDS = 0.02
 WARM_MIN_TOKENS = 64
+
+_ttft_ms: Callable[[Choice], float] = attrgetter("prediction.ttft_ms")
+_total_ms: Callable[[Choice], float] = attrgetter("prediction.total_ms")
 
 Random = Callable[[], float]
 """Gives a number in [0, 1) per call; only called to break a tie."""
@@ -77,17 +81,7 @@ def route(
     qualified = [c for c in choices if c.qualified]
     if qualified:
         chosen, pick = _pick_qualified(qualified, query, rng)
-        key = _speed_of(query)
-        order = nsmallest(
-            MAX_CANDIDATES,
-            choices,
-            key=lambda c: (
-                c is not chosen,
-                not c.qualified,
-                (c.cost_per_mtoken if c.qualified else -c.p_meet),
-                key(c),
-            ),
-        )
+        order = _ranked(choices, chosen, _speed_of(query))[:MAX_CANDIDATES]
         return Plan(tuple(order), query, pick, removed, len(choices))
     if query.on_miss is OnMiss.REJECT:
         return unmeetable(query, removed, choices, _by_odds(choices, query), model)
@@ -106,7 +100,7 @@ def look(
     """As score(), but of a large fleet only a few, drawn by `rng` (see tidegate.routing.sampling)."""
     found, removed = pools(snapshot, query)
     if sampling.size(found) <= sampling.SCAN_LIMIT:
-        return score(snapshot, query, model, quality)
+        return judged(snapshot, members(found, query.excluded), query, model, quality), removed
     choices = judged(snapshot, sampling.sample(snapshot, found, query, rng), query, model, quality)
     refusing = query.on_miss is OnMiss.REJECT and not any(c.qualified for c in choices)
     if refusing or not choices:
@@ -152,6 +146,19 @@ def judged(
             cost += 0.0 if extra is None else extra.total
         choices.append(new(Choice, (node, variant, prediction, p_meet, p_good, qualified, cost, extra)))
     return choices
+
+
+def _ranked(choices: Sequence[Choice], chosen: Choice, speed: Callable[[Choice], float]) -> list[Choice]:
+    """The chosen one, who qualifies too from the cheapest on, and the others by their odds."""
+    return sorted(
+        choices,
+        key=lambda c: (
+            c is not chosen,
+            not c.qualified,
+            c.cost_per_mtoken if c.qualified else -c.p_meet,
+            speed(c),
+        ),
+    )
 
 
 class _Judge:
@@ -210,13 +217,13 @@ def _among_near(
     choices: Sequence[Choice], query: RouteQuery, rng: Random, otherwise: Pick
 ) -> tuple[Choice, Pick]:
     """The fastest; within 10 % of it a warm prefix; else by chance, weighted by free slots."""
-    key = _speed_of(query)
-    limit = min(key(c) for c in choices) * (1.0 + NEAR_TIE_SHARE)
-    near = [c for c in choices if key(c) <= limit]
+    speeds = list(map(_speed_of(query), choices))
+    limit = min(speeds) * (1.0 + NEAR_TIE_SHARE)
+    near = [c for c, speed in zip(choices, speeds, strict=True) if speed <= limit]
     if len(near) == 1:
         return near[0], otherwise
-    warmest = max(c.prediction.cached_tokens for c in near)
-    coldest = min(c.prediction.cached_tokens for c in near)
+    cached = [c.prediction.cached_tokens for c in near]
+    warmest, coldest = max(cached), min(cached)
     if warmest - coldest >= WARM_MIN_TOKENS:
         near = [c for c in near if c.prediction.cached_tokens >= warmest - WARM_MIN_TOKENS]
         if len(near) == 1:
@@ -235,8 +242,7 @@ def _roomy(near: list[Choice], query: RouteQuery) -> list[Choice]:
 def _headroom(choice: Choice) -> int:
     """Free slots plus one: a full node stays possible, an empty one is likelier."""
     node = choice.node
-    busy = node.load.running + node.load.queued + node.in_flight.requests
-    return max(node.announcement.slots - busy, 0) + 1
+    return max(node.announcement.slots - node.active, 0) + 1
 
 
 def _weighted_index(weights: Sequence[int], chance: float) -> int:
@@ -260,11 +266,3 @@ def _by_odds(choices: Sequence[Choice], query: RouteQuery) -> list[Choice]:
 def _speed_of(query: RouteQuery) -> Callable[[Choice], float]:
     """What "faster" means for this request: TTFT where it is limited, else the whole answer."""
     return _ttft_ms if query.budget.ttft_ms is not None else _total_ms
-
-
-def _ttft_ms(choice: Choice) -> float:
-    return choice.prediction.ttft_ms
-
-
-def _total_ms(choice: Choice) -> float:
-    return choice.prediction.total_ms

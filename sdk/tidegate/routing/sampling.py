@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from operator import attrgetter
 
 from tidegate.routing.domain import NodeState, RouteQuery, Snapshot, Variant
 from tidegate.routing.filters import Eligible, Pool
@@ -25,11 +26,15 @@ MAX_SORTS = 4
 MAX_HOLDERS = 2
 
 Random = Callable[[], float]
+_per_slot = attrgetter("per_slot")
 
 
 def size(pools: Sequence[Pool]) -> int:
     """Candidates, those already tried included."""
-    return sum(len(pool.nodes) * len(pool.variants) for pool in pools)
+    candidates = 0
+    for pool in pools:
+        candidates += len(pool.nodes) * len(pool.variants)
+    return candidates
 
 
 def sample(
@@ -42,47 +47,54 @@ def sample(
     sorts = _sorts(pools, rng)
     each = max(2, SCORED // len(sorts)) * (4 if thorough else 1)
     for members in sorts:
-        ends = list(accumulate(len(pool.nodes) for pool in members))
-        drawn = _least_loaded(members, ends, query, rng, MORE_LOOKS if thorough else LOOKS, each)
-        if drawn and not thorough and _load(drawn[0][0]) >= 1.0:
-            drawn = _least_loaded(members, ends, query, rng, MORE_LOOKS, each)
+        drawn = _least_loaded(members, query.excluded, rng, MORE_LOOKS if thorough else LOOKS, each)
+        if drawn and not thorough and drawn[0][0].per_slot >= 1.0:
+            drawn = _least_loaded(members, query.excluded, rng, MORE_LOOKS, each)
         for node, pool in drawn:
             _add(chosen, node, pool.variants)
     return list(chosen.values())
 
 
 def _add(chosen: dict[tuple[str, str], Eligible], node: NodeState, variants: Sequence[Variant]) -> None:
+    node_id = node.announcement.node_id
     for variant in variants:
-        chosen[node.announcement.node_id, variant.digest] = Eligible(node, variant)
-
-
-def _load(node: NodeState) -> float:
-    """Requests per slot, those just sent included; as good as full while the model is not loaded."""
-    load, slots = node.load, node.announcement.slots
-    busy = load.running + load.queued + node.in_flight.requests
-    return (busy + slots if load.wake_ms else busy) / (slots if slots > 0 else 1)
+        # The constructor of a named tuple costs twice as much.
+        chosen[node_id, variant.digest] = tuple.__new__(Eligible, (node, variant))
 
 
 def _least_loaded(
-    members: Sequence[Pool], ends: Sequence[int], query: RouteQuery, rng: Random, looks: int, take: int
+    members: Sequence[Pool], excluded: frozenset[str], rng: Random, looks: int, take: int
 ) -> list[tuple[NodeState, Pool]]:
     """The `take` least loaded of `looks` drawn, who were not tried already."""
-    total = ends[-1]
-    start, step = int(rng() * total), int(rng() * total) | 1
-    found: list[tuple[float, int, NodeState, Pool]] = []
-    for number in range(min(looks, total)):
-        at = (start + number * step) % total
-        which = bisect_right(ends, at)
-        pool = members[which]
+    if len(members) == 1:
+        pool = members[0]
+        nodes = [pool.nodes[at] for at in _places(len(pool.nodes), looks, rng)]
+        if excluded:
+            nodes = [node for node in nodes if node.announcement.node_id not in excluded]
+        nodes.sort(key=_per_slot)
+        return [(node, pool) for node in nodes[:take]]
+    ends = list(accumulate(len(pool.nodes) for pool in members))
+    found = []
+    for at in _places(ends[-1], looks, rng):
+        pool = members[which := bisect_right(ends, at)]
         node = pool.nodes[at - ends[which]]
-        if not query.excluded or node.announcement.node_id not in query.excluded:
-            found.append((_load(node), number, node, pool))
-    found.sort()
-    return [(node, pool) for _, _, node, pool in found[:take]]
+        if node.announcement.node_id not in excluded:
+            found.append((node, pool))
+    found.sort(key=lambda pair: pair[0].per_slot)
+    return found[:take]
+
+
+def _places(total: int, looks: int, rng: Random) -> list[int]:
+    """Evenly spaced over all, from a random one on."""
+    start, step = int(rng() * total), int(rng() * total) | 1
+    last = start + step * (looks if looks < total else total)
+    return [at % total for at in range(start, last, step)]
 
 
 def _sorts(pools: Sequence[Pool], rng: Random) -> list[list[Pool]]:
     """Pools of the same tier, cost and variants together; of many the two cheapest and two by chance."""
+    if len(pools) <= MAX_SORTS and len({p.kind.binding.cost_per_mtoken for p in pools}) == len(pools):
+        return [[pool] for pool in pools]  # unlike by their costs alone
     sorts: dict[object, list[Pool]] = {}
     for pool in pools:
         binding = pool.nodes[0].binding

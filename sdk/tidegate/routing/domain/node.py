@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -153,7 +153,9 @@ class InFlight:
 class NodeState:
     """One node inside a snapshot.
 
-    `prefix_blocks` holds the names of warm prefix blocks; `session_tokens` the warm tokens per session id.
+    `prefix_blocks` holds the names of warm prefix blocks. `active` are the requests there, those just sent
+    included, and `per_slot` as many of them as there are to a slot, one more while the model is not loaded:
+    both are read of many nodes in every decision.
     """
 
     announcement: Announcement
@@ -164,6 +166,15 @@ class NodeState:
     linked_here: bool = True
     in_flight: InFlight = InFlight()
     prefix_blocks: frozenset[bytes] = frozenset()
+    active: int = field(init=False, repr=False, compare=False)
+    per_slot: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        load, slots = self.load, self.announcement.slots
+        active = load.running + load.queued + self.in_flight.requests
+        object.__setattr__(self, "active", active)
+        full = slots if load.wake_ms else 0
+        object.__setattr__(self, "per_slot", (active + full) / (slots if slots > 0 else 1))
 
     @property
     def node_id(self) -> str:
