@@ -126,6 +126,14 @@ class RoutingSettings(Section):
         default=0.0, ge=0, le=1, description="Share of decisions logged with all their candidates"
     )
     aliases: dict[str, str] = Field(default={}, description="Model aliases of the operator: alias -> model")
+    margin_limit: float = Field(
+        default=2.0,
+        ge=1,
+        le=10,
+        allow_inf_nan=False,
+        description="Largest factor by which predictions must come to be sooner than a budget, learned from "
+        "budgets that were missed; 1 learns none",
+    )
     explored_share: float = Field(
         default=0.01,
         ge=0,

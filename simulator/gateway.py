@@ -35,6 +35,7 @@ from tidegate.routing.exploring import explored
 from tidegate.routing.fleet import BYTES_PER_TOKEN, Fleet
 from tidegate.routing.herding import most_ahead
 from tidegate.routing.latency import LearnedLatency
+from tidegate.routing.margin import Margins
 from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
@@ -90,6 +91,7 @@ class Gateway:
     ) -> None:
         self.view = Fleet(now)
         self.model = LearnedLatency()
+        self.margins = Margins()
         self.line = AdmissionQueue(AdmissionLimits(), self.model)
         self.tickets: dict[int, Ticket] = {}
         self.waiting: dict[int, tuple[Arrival, int]] = {}
@@ -118,8 +120,14 @@ class Gateway:
         self.view.remove(node.spec.name, self._boots[node.index])
 
     def decide(self, arrival: Arrival, tried: frozenset[str] = frozenset()) -> Plan | Refusal:
+        query = self._query(arrival, tried)
+        if factors := self.margins.of(query):
+            query = replace(query, margins=factors)
+        return self._policy.route(self.view.snapshot(), query, self.model, self._rng, self._quality)
+
+    def _query(self, arrival: Arrival, tried: frozenset[str] = frozenset()) -> RouteQuery:
         slo = arrival.slo
-        query = RouteQuery(
+        return RouteQuery(
             model="sim",
             analysis=Analysis(arrival.prompt_tokens, lambda: arrival.seen, arrival.names[:MAX_NAMES]),
             max_tokens=arrival.max_tokens,
@@ -129,7 +137,6 @@ class Gateway:
             excluded=tried,
             elapsed_ms=(self._now() - arrival.at_s) * 1000,
         )
-        return self._policy.route(self.view.snapshot(), query, self.model, self._rng, self._quality)
 
     def enter(self, arrival: Arrival, attempt: int, tried: frozenset[str]) -> Plan | Refusal | None:
         """A plan to send, None for who waits, or a refusal."""
@@ -206,6 +213,19 @@ class Gateway:
         self.view.ended(tried.choice.node.node_id, tried.key)
         if seq is not None:
             self.model.record(self._observation(tried, seq, Stage.ENDED, outcome))
+            if outcome is Outcome.FINISHED and tried.choice.qualified and tried.key.attempt_no == 1:
+                self._learn_margin(tried, seq)
+
+    def _learn_margin(self, tried: Try, seq: Seq) -> None:
+        slo, at_s = tried.arrival.slo, tried.arrival.at_s
+        first_s, now_s = tried.first_s or self._now(), self._now()
+        tpot_ms = (now_s - first_s) * 1000 / (seq.produced - 1) if seq.produced > 1 else 0.0
+        met = (
+            (slo.ttft_ms is None or (first_s - at_s) * 1000 <= slo.ttft_ms)
+            and (slo.tpot_ms is None or tpot_ms <= slo.tpot_ms)
+            and (slo.total_ms is None or (now_s - at_s) * 1000 <= slo.total_ms)
+        )
+        self.margins.record(self._query(tried.arrival), tried.choice.node.binding.tier, met=met)
 
     def look(self, seqs: Callable[[Try], Seq]) -> None:
         """A few times a second: what attempts that still run teach."""

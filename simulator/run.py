@@ -158,6 +158,7 @@ class Simulation:
         for gateway in self._gateways:
             gateway.look(self._seq_of.__getitem__)
             gateway.model.decay(LOOK_S)
+            gateway.margins.decay(LOOK_S)
             gateway.view.refresh()
             for name, _ in gateway.view.silent_nodes():
                 node = next(n for n in self._nodes if n.spec.name == name)

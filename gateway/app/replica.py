@@ -36,6 +36,7 @@ from serving.tls import server_ssl_context
 from tidegate.routing.admission import AdmissionQueue
 from tidegate.routing.baselines import policy_named
 from tidegate.routing.latency import LearnedLatency
+from tidegate.routing.margin import Margins
 from tidegate.routing.quality import CertifiedQuality
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,13 @@ class GatewayApp:
     def _dispatcher(self, secret: bytes) -> Dispatcher:
         s, clock = self.settings, time.monotonic
         request_log = RequestLog()
-        self._facts = Facts(self._latency, self.metrics, request_log, self.fleet.mark_stalled)
+        self._facts = Facts(
+            self._latency,
+            self.metrics,
+            request_log,
+            self.fleet.mark_stalled,
+            Margins(s.routing.margin_limit),
+        )
         self._probes = Probes(
             self.fleet,
             self.registry,
@@ -194,6 +201,7 @@ class GatewayApp:
             await asyncio.sleep(LOOK_INTERVAL_S)
             self._facts.look(time.monotonic())
             self._latency.decay(LOOK_INTERVAL_S)
+            self._facts.fade(LOOK_INTERVAL_S)
             self._certificates.refresh()
 
     async def _probe(self) -> None:

@@ -268,7 +268,12 @@ class Dispatcher:
             run.row.waited_ms += (self._clock() - started_s) * 1000
 
     def _route(self, run: RequestRun, tried: frozenset[str]) -> Plan | Refusal:
-        query = replace(run.query, excluded=tried, elapsed_ms=(self._clock() - run.arrived_s) * 1000)
+        query = replace(
+            run.query,
+            excluded=tried,
+            elapsed_ms=(self._clock() - run.arrived_s) * 1000,
+            margins=self._facts.margins.of(run.query),
+        )
         if len(run.resolved.targets) == 1:
             return self._route_query(query)
         return first_that_serves(run.resolved, query, self._route_query)

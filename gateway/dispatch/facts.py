@@ -11,6 +11,7 @@ from gateway.dispatch.caller import Client
 from gateway.dispatch.run import RequestRun
 from gateway.telemetry import Metrics, RequestLog, RequestRow
 from tidegate.routing.domain import (
+    BudgetOutcome,
     Cause,
     Failure,
     Finished,
@@ -18,7 +19,9 @@ from tidegate.routing.domain import (
     GenerateRequest,
     InputKind,
     ServeError,
+    Tier,
 )
+from tidegate.routing.margin import Margins
 from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.plan import Choice
 
@@ -59,12 +62,14 @@ class Facts:
         metrics: Metrics,
         log: RequestLog,
         mark_stalled: Callable[[str, float, float], None],
+        margins: Margins | None = None,
     ) -> None:
         self._model = model
         self._metrics = metrics
         self._log = log
         self._mark_stalled = mark_stalled
         self._open: dict[int, _Open] = {}
+        self.margins = margins or Margins()
 
     def began(self, choice: Choice, attempt: Attempt) -> None:
         """One attempt was sent."""
@@ -126,6 +131,19 @@ class Facts:
         m.tokens.labels(tier, "completion").inc(usage.completion_tokens)
         if row.budget != "none":
             m.budgets.labels(tier, row.budget).inc()
+            self._learn_margin(run, met=finished.budget is BudgetOutcome.MET)
+
+    def _learn_margin(self, run: RequestRun, *, met: bool) -> None:
+        """From requests that were expected to meet their budgets and went where they were to go."""
+        row = run.row
+        if row.attempts == 1 and not row.at_risk and row.tier:
+            self.margins.record(run.query, Tier(row.tier), met=met)
+
+    def fade(self, elapsed_s: float) -> None:
+        """Time went by."""
+        self.margins.decay(elapsed_s)
+        for tier in Tier:
+            self._metrics.margin.labels(tier.value).set(1.0 - 1.0 / self.margins.largest(tier))
 
     def turned_away(self, request: GenerateRequest, client: Client, error: ServeError) -> None:
         """A request that never became a run: no room, a duplicate, or input that is not allowed."""
@@ -146,10 +164,21 @@ class Facts:
     def ended(self, run: RequestRun, now_s: float) -> None:
         """Last word on a request, whatever happened."""
         row = run.row
+        if row.budget == "none" and _gave_up_late(run, now_s):
+            self._learn_margin(run, met=False)
         row.total_ms = row.total_ms or (now_s - run.arrived_s) * 1000
         row.completion_tokens = row.completion_tokens or run.tokens
         self._metrics.requests.labels(row.tier or "none", row.code, row.reason).inc()
         self._log.write(row)
+
+
+def _gave_up_late(run: RequestRun, now_s: float) -> bool:
+    """Whether it ended without its answer, too late for its budget: no other end than a miss was possible."""
+    budget, waited_ms = run.query.budget, (now_s - run.arrived_s) * 1000
+    if run.row.code not in ("cancelled", "deadline_exceeded"):
+        return False
+    late_first = budget.ttft_ms is not None and run.first_token_s is None and waited_ms > budget.ttft_ms
+    return late_first or (budget.total_ms is not None and waited_ms > budget.total_ms)
 
 
 def _observation(choice: Choice, attempt: Attempt, now_s: float, stage: Stage) -> Observation:

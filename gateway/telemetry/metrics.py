@@ -23,6 +23,12 @@ class Metrics:
         self.budgets = Counter(
             "tidegate_budget_total", "Requests with a budget, met or missed", ["tier", "outcome"], registry=r
         )
+        self.margin = Gauge(
+            "tidegate_budget_margin_ratio",
+            "Share of a budget that predictions must leave to spare, learned; the largest of all",
+            ["tier"],
+            registry=r,
+        )
         self.ttft = Histogram(
             "tidegate_ttft_seconds", "Arrival to first token", ["tier"], buckets=LATENCY_S, registry=r
         )

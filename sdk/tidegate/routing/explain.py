@@ -153,7 +153,9 @@ def _scores(choice: Choice, plan: Plan) -> str:
     if p.cached_tokens:
         parts.append(f"{p.cached_tokens} of {query.analysis.prompt_tokens} prompt tokens warm")
     if query.budget.limits_anything:
-        parts.append(f"P(meets budget) {choice.p_meet:.2f} of {query.target_share:.2f}")
+        factor = query.margins.get(choice.node.binding.tier, 1.0)
+        spare = f" with {100 * (1 - 1 / factor):.0f} % of it to spare" if factor > 1.0 else ""
+        parts.append(f"P(meets budget{spare}) {choice.p_meet:.2f} of {query.target_share:.2f}")
     asked = f" of {query.min_p_good:.2f}" if query.min_p_good > 0 else ""
     parts.append(f"P(good) {choice.p_good:.2f}{asked}")
     parts.append(f"cost {choice.cost_per_mtoken:.4g} per million tokens{_extra(choice)}")
@@ -205,6 +207,7 @@ def record(plan: Plan) -> dict[str, object]:
         "max_tokens": query.max_tokens,
         "budget_ms": [query.budget.ttft_ms, query.budget.tpot_ms, query.budget.total_ms],
         "target": query.target_share,
+        "margins": {tier.value: round(factor, 3) for tier, factor in query.margins.items()},
         "elapsed_ms": round(query.elapsed_ms, 2),
         "filtered": {str(name): count for name, count in plan.removed.items()},
         "considered": plan.considered,

@@ -11,6 +11,7 @@ Pure: random numbers come in as arguments, and time only as what the query says 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from heapq import nsmallest
 from operator import attrgetter
 from typing import Protocol
@@ -20,6 +21,7 @@ from tidegate.routing.costs import cheapest, extra_cost
 from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
 from tidegate.routing.filters import Eligible, apply_filters, members, pools
 from tidegate.routing.latency import LatencyModel
+from tidegate.routing.margin import budget_on
 from tidegate.routing.plan import MAX_CANDIDATES, Choice, Pick, Plan, Refusal, good_enough
 from tidegate.routing.quality import QualityModel, RankedQuality
 from tidegate.routing.refusing import no_candidate, unmeetable
@@ -79,6 +81,11 @@ def route(
     if not choices:
         return no_candidate(query, removed)
     qualified = [c for c in choices if c.qualified]
+    if not qualified and query.margins:
+        # A margin prefers; what meets the budget without one is better than a miss.
+        query = replace(query, margins={})
+        choices = _without_margin(choices, query, model)
+        qualified = [c for c in choices if c.qualified]
     if qualified:
         chosen, pick = _pick_qualified(qualified, query, rng)
         order = _ranked(choices, chosen, _speed_of(query))[:MAX_CANDIDATES]
@@ -128,18 +135,21 @@ def judged(
     judge = _Judge(snapshot, quality, query.analysis)
     budget, elapsed, target = query.budget, query.elapsed_ms, query.target_share
     limited, any_good = budget.limits_anything, query.min_p_good <= 0.0
+    margins = query.margins
+    on_tier = {tier: budget_on(query, tier) for tier in margins} if limited and margins else None
     # This runs once per candidate: what does not change is looked up once.
     predict, odds_of, new = model.predict, model.p_meet, tuple.__new__
     p_good_of: dict[str, Callable[[], float]] = {}
     choices: list[Choice] = []
     for node, variant in eligible:
         prediction = predict(node, variant, query)
-        p_meet = odds_of(prediction, budget, elapsed) if limited else 1.0
+        binding = node.binding
+        asked = budget if on_tier is None else on_tier.get(binding.tier, budget)
+        p_meet = odds_of(prediction, asked, elapsed) if limited else 1.0
         p_good = p_good_of.get(variant.digest)
         if p_good is None:
             p_good = p_good_of[variant.digest] = _PGood(judge, variant)
         qualified = (not limited or p_meet >= target) and (any_good or good_enough(p_good, query))
-        binding = node.binding
         cost, extra = binding.cost_per_mtoken, None
         if binding.prices is not None:
             extra = extra_cost(binding.prices, node.load, prediction)
@@ -159,6 +169,16 @@ def _ranked(choices: Sequence[Choice], chosen: Choice, speed: Callable[[Choice],
             speed(c),
         ),
     )
+
+
+def _without_margin(choices: Sequence[Choice], query: RouteQuery, model: LatencyModel) -> list[Choice]:
+    """The same by the budget as it was asked for."""
+    found = []
+    for choice in choices:
+        p_meet = model.p_meet(choice.prediction, query.budget, query.elapsed_ms)
+        qualified = p_meet >= query.target_share and good_enough(choice.p_good_of, query)
+        found.append(choice._replace(p_meet=p_meet, qualified=qualified))
+    return found
 
 
 class _Judge:

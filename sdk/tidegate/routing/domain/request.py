@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tidegate.routing.domain.chat import Budget, Message, OutputFormat, Sampling
-from tidegate.routing.domain.node import SessionHint
+from tidegate.routing.domain.node import SessionHint, Tier
 
 
 class Placement(StrEnum):
@@ -90,7 +90,8 @@ class RouteQuery:
 
     `model` is resolved: a model name, or "auto" for any; `named` says for people what it was resolved from.
     `excluded` are nodes already tried. `target_share` and `min_p_good` are filled in with the operator's
-    levels. `fit_tokens` is what the context must hold where that is not prompt and answer together.
+    levels. `margins` are factors by which predictions must keep to the budget's time (see routing.margin).
+    `fit_tokens` is what the context must hold where that is not prompt and answer together.
     """
 
     model: str
@@ -110,3 +111,4 @@ class RouteQuery:
     tenant: str = "default"
     fit_tokens: int | None = None
     named: str = ""
+    margins: Mapping[Tier, float] = field(default_factory=dict)

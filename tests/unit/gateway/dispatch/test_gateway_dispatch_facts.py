@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from dataclasses import replace
 
 import pytest
 from dispatch_rig import Rig, answer, ask, end, fails, token
@@ -27,7 +29,9 @@ from tidegate.routing.domain import (
     SequenceOutput,
     ServeError,
     SessionHint,
+    Tier,
 )
+from tidegate.routing.margin import STEP
 from tidegate.routing.plan import Plan, Refusal
 from tidegate.routing.prediction import Prediction
 
@@ -253,3 +257,37 @@ async def test_a_model_that_had_to_be_loaded_teaches_nothing_of_the_nodes_speed(
         assert after < 5.0 * before
     else:
         assert after > 5.0 * before
+
+
+async def test_a_missed_budget_widens_the_margin_where_it_was_expected_to_be_met() -> None:
+    budget = Budget(ttft_ms=2000.0)
+    late = [(2.5, token(0)), (0.0, end(FinishReason.STOP, 1))]
+
+    def largest(rig: Rig) -> float:
+        return rig.facts.margins.largest(Tier.EDGE)
+
+    rig = Rig(n1=[late, answer(1)])
+    await rig.run(ask("a", budget=replace(budget, target_share=0.9)))
+    assert largest(rig) == pytest.approx(math.exp(0.9 * STEP))
+    await rig.run(ask("b", budget=replace(budget, target_share=0.9)))
+    assert largest(rig) == pytest.approx(math.exp(0.8 * STEP))
+    assert rig.facts.margins.largest(Tier.CLOUD) == 1.0
+    # Nobody expected this one to be met, and that one had no budget.
+    rig = Rig(n1=[late, late])
+    await rig.run(ask("c", budget=Budget(ttft_ms=1.0)))
+    await rig.run(ask("d"))
+    assert largest(rig) == 1.0
+    # A node that was lost is not what a margin helps against.
+    rig = Rig(n1=[fails(Cause.NODE_LOST, after_s=3.0)], n2=[answer(1)])
+    await rig.run(ask("e", budget=budget))
+    assert largest(rig) == 1.0
+
+
+@pytest.mark.parametrize(("after_s", "counts"), [(3.0, True), (0.5, False)])
+async def test_who_gives_up_too_late_for_its_budget_has_missed_it(after_s: float, counts: bool) -> None:
+    rig = Rig(n1=[[(10.0, token(0))]])
+    asked = asyncio.create_task(rig.run(ask("a", budget=Budget(ttft_ms=2000.0, target_share=0.9))))
+    await asyncio.sleep(after_s)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert (rig.facts.margins.largest(Tier.EDGE) > 1.0) is counts
