@@ -43,6 +43,7 @@ class NodeMetrics(Collector):
                 known.pending_decode_tokens,
             ),
             "free_cache_tokens": ("Free tokens of prefix cache", known.free_cache_tokens),
+            "pinned_tokens": ("Tokens of pinned system prompts that are held for good", known.pinned_tokens),
             "progress_age_seconds": (
                 "Time since the last step while work runs",
                 known.progress_age_ms / 1000,
@@ -53,6 +54,12 @@ class NodeMetrics(Collector):
         }
         for name, (help_text, value) in values.items():
             yield GaugeMetricFamily(f"tidegate_node_{name}", help_text, value=float(value))
+        trouble = GaugeMetricFamily(
+            "tidegate_node_trouble", "1 with the reason while the engine takes no work", labels=["reason"]
+        )
+        if known.trouble:
+            trouble.add_metric([known.trouble], 1.0)
+        yield trouble
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

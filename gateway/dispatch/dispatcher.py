@@ -326,6 +326,7 @@ class Dispatcher:
             most_ahead=most_ahead(plan) if run.row.attempts < self._options.max_attempts else None,
             format=request.format,
             top_logprobs=request.top_logprobs,
+            data_class=run.data_class,
         )
         return Attempt(
             self._upstream,

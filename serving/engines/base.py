@@ -46,6 +46,7 @@ class EngineLoad:
     """An engine's load now. `progress_age_ms` is the time since its last step while work runs, else 0.
 
     An engine that has unloaded its model is ready all the same: `wake_ms` is how long loading it would take.
+    `trouble` says to people why it is not ready, where it knows; `pinned_tokens` are held for good.
     """
 
     ready: bool
@@ -57,6 +58,8 @@ class EngineLoad:
     progress_age_ms: float
     speeds: Speeds
     wake_ms: float = 0.0
+    trouble: str = ""
+    pinned_tokens: int = 0
 
 
 class EngineRefused(Exception):

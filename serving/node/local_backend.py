@@ -209,6 +209,7 @@ class LocalBackend:
             adapter=request.adapter,
             format=request.format,
             top_logprobs=request.top_logprobs,
+            data_class=request.data_class,
         )
 
     def _submit(self, work: Work) -> None:

@@ -181,6 +181,8 @@ class NodeRuntime:
             speeds=load.speeds,
             power=self._power(),
             wake_ms=load.wake_ms,
+            trouble=load.trouble or ("the engine has ended for good" if self._engine_ended else ""),
+            pinned_tokens=load.pinned_tokens,
         )
 
     def cache_full(self) -> CacheDelta:

@@ -184,6 +184,10 @@ class GenerateBody(_Body):
     repeat_penalty: float | None = Field(
         default=None, gt=0, le=10, validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")
     )
+    # llama-server's words.
+    mirostat: int | None = Field(default=None, ge=0, le=2)
+    mirostat_tau: float | None = Field(default=None, gt=0, le=100)
+    mirostat_eta: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
     stop: Stops = ()
     user: str | None = None

@@ -254,6 +254,9 @@ def _sampling(body: GenerateBody) -> Sampling:
         # OpenAI's seeds are signed, the wire's are not: equal seeds stay equal.
         seed=None if body.seed is None else body.seed % 2**64,
         logit_bias=_biases(body.logit_bias or {}),
+        mirostat=body.mirostat,
+        mirostat_tau=body.mirostat_tau,
+        mirostat_eta=body.mirostat_eta,
     )
 
 

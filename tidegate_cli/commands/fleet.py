@@ -30,14 +30,15 @@ def power_words(power: tidegate.Power | None) -> str:
 
 
 def node_table(nodes: tuple[tidegate.NodeInfo, ...]) -> str:
-    """With a column about electricity where any node says something of it."""
+    """With a column about electricity where any node says something of it, and a line for each in trouble."""
     header, rows = NODE_HEADER, node_rows(nodes)
     if any(n.power is not None for n in nodes):
         header = [*header[:-1], "power", header[-1]]
         rows = [
             [*row[:-1], power_words(n.power), row[-1]] for n, row in zip(_sorted(nodes), rows, strict=True)
         ]
-    return table(header, rows)
+    troubles = [f"{n.name}: {n.trouble}" for n in _sorted(nodes) if n.trouble]
+    return "\n".join([table(header, rows), *troubles])
 
 
 def _sorted(nodes: tuple[tidegate.NodeInfo, ...]) -> list[tidegate.NodeInfo]:

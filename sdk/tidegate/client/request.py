@@ -52,6 +52,10 @@ class GenerateOptions(TypedDict, total=False):
     presence_penalty: float | None
     repeat_penalty: float | None
     seed: int | None
+    # Mirostat 1 or 2 instead of top_k, top_p and min_p; 0 is off.
+    mirostat: int | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
     # Soft latency limits; the answer says whether they were met.
     budget: Budget | None
     # Least probability that the answer is good enough, in [0, 1]; None takes the operator's level.

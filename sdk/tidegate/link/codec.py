@@ -140,6 +140,8 @@ def load_to_pb(load: NodeLoad) -> node_pb2.Heartbeat:
         speeds=None if load.speeds is None else wire.encode_speeds(load.speeds),
         power=wire.encode_power(load.power),
         wake_ms=load.wake_ms,
+        trouble=load.trouble,
+        pinned_tokens=load.pinned_tokens,
     )
 
 
@@ -157,6 +159,8 @@ def load_from_pb(pb: node_pb2.Heartbeat) -> NodeLoad:
         speeds=wire.decode_speeds(pb.speeds) if pb.HasField("speeds") else None,
         power=wire.decode_power(pb.power) if pb.HasField("power") else None,
         wake_ms=wire.sane(pb.wake_ms, MAX_WAKE_MS),
+        trouble=_one_line(pb.trouble),
+        pinned_tokens=max(0, pb.pinned_tokens),
     )
 
 
@@ -193,6 +197,7 @@ def work_to_pb(work: Work, first_fragment: bytes) -> node_pb2.Work:
         most_ahead=work.most_ahead,
         format=wire.encode_format(work.format),
         top_logprobs=work.top_logprobs,
+        data_class=work.data_class,
     )
 
 
@@ -220,6 +225,7 @@ def work_from_pb(pb: node_pb2.Work) -> Work:
         most_ahead=pb.most_ahead if pb.HasField("most_ahead") else None,
         format=wire.decode_format(pb.format),
         top_logprobs=pb.top_logprobs if pb.HasField("top_logprobs") else None,
+        data_class=pb.data_class,
     )
 
 
@@ -230,9 +236,13 @@ def failure_to_pb(failure: Failure) -> node_pb2.Failure:
 
 
 def failure_from_pb(pb: node_pb2.Failure) -> Failure:
-    """The detail reaches clients and logs: one line of bounded length."""
-    detail = "".join(c if c.isprintable() else " " for c in pb.detail[:MAX_DETAIL_CHARS])
-    return Failure(_CAUSE_FROM_PB.get(pb.cause, Cause.INTERNAL), detail)
+    """The detail reaches clients and logs."""
+    return Failure(_CAUSE_FROM_PB.get(pb.cause, Cause.INTERNAL), _one_line(pb.detail))
+
+
+def _one_line(text: str) -> str:
+    """Of bounded length: a node's words reach terminals."""
+    return "".join(c if c.isprintable() else " " for c in text[:MAX_DETAIL_CHARS])
 
 
 def _finish_to_pb(finish: Finish) -> node_pb2.Finish:

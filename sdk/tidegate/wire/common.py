@@ -126,6 +126,9 @@ def encode_sampling(sampling: Sampling) -> pb.Sampling:
         repeat_penalty=sampling.repeat_penalty,
         seed=sampling.seed,
         logit_bias=[pb.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias],
+        mirostat=sampling.mirostat,
+        mirostat_tau=sampling.mirostat_tau,
+        mirostat_eta=sampling.mirostat_eta,
     )
 
 
@@ -140,6 +143,9 @@ def decode_sampling(sampling: pb.Sampling) -> Sampling:
         repeat_penalty=sampling.repeat_penalty if sampling.HasField("repeat_penalty") else None,
         seed=sampling.seed if sampling.HasField("seed") else None,
         logit_bias=tuple((each.token_id, each.bias) for each in sampling.logit_bias),
+        mirostat=sampling.mirostat if sampling.HasField("mirostat") else None,
+        mirostat_tau=sampling.mirostat_tau if sampling.HasField("mirostat_tau") else None,
+        mirostat_eta=sampling.mirostat_eta if sampling.HasField("mirostat_eta") else None,
     )
 
 

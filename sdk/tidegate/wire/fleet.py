@@ -24,7 +24,8 @@ class NodeInfo:
     """One node as a gateway knows it. `rtt_ms` is smoothed, `silent_ms` the time since it was heard from.
 
     `wake_ms` is how long its model would take to be loaded, 0 where it is.
-    `queued` counts what waits there and what was sent since the node's last heartbeat.
+    `queued` counts what waits there and what was sent since the node's last heartbeat; `trouble` says why its
+    engine takes no work.
     """
 
     node_id: str
@@ -43,6 +44,7 @@ class NodeInfo:
     silent_ms: float = 0.0
     power: Power | None = None
     wake_ms: float = 0.0
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ def node_info(state: NodeState, *, silent_ms: float = 0.0) -> NodeInfo:
         silent_ms=silent_ms,
         power=state.load.power,
         wake_ms=state.load.wake_ms,
+        trouble=state.load.trouble,
     )
 
 
@@ -105,6 +108,7 @@ def encode_node(node: NodeInfo) -> pb.Node:
         silent_ms=node.silent_ms,
         power=common.encode_power(node.power),
         wake_ms=node.wake_ms,
+        trouble=node.trouble,
     )
 
 
@@ -128,6 +132,7 @@ def decode_node(node: pb.Node) -> NodeInfo:
         silent_ms=node.silent_ms,
         power=common.decode_power(node.power) if node.HasField("power") else None,
         wake_ms=node.wake_ms,
+        trouble=node.trouble,
     )
 
 

@@ -29,6 +29,8 @@ _SAMPLING_RANGES = (
     ("frequency_penalty", -2.0, 2.0, True),
     ("presence_penalty", -2.0, 2.0, True),
     ("repeat_penalty", 0.0, 100.0, False),
+    ("mirostat_tau", 0.0, 100.0, False),
+    ("mirostat_eta", 0.0, 1.0, False),
 )
 
 
@@ -72,6 +74,8 @@ def check_sampling(sampling: Sampling, param: str = "sampling") -> None:
             raise invalid(f"{param}.{name}", f"must be in {'[' if closed else '('}{low:g}, {high:g}]")
     if sampling.top_k is not None and not 0 <= sampling.top_k <= MAX_INT32:
         raise invalid(f"{param}.top_k", "must be 0 (off) or above")
+    if sampling.mirostat not in (None, 0, 1, 2):
+        raise invalid(f"{param}.mirostat", "must be 0 (off), 1 or 2")
     if sampling.seed is not None and not 0 <= sampling.seed <= MAX_UINT64:
         raise invalid(f"{param}.seed", "must be between 0 and 2**64 - 1")
     if len(sampling.logit_bias) > MAX_BIASES:

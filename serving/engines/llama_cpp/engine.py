@@ -64,6 +64,7 @@ class LlamaCppEngine:
         self._stopping = False
         self._hung = False
         self._quarantined = False
+        self._trouble = self._last_end = ""
         self._memory_limit_bytes = 0
         self._crashes = Crashes(
             longest_pause_s=settings.restart_backoff_max_s,
@@ -209,6 +210,8 @@ class LlamaCppEngine:
             progress_age_ms=age_ms,
             speeds=self._current_speeds(),
             wake_ms=self._slumber.wake_ms,
+            trouble=self._trouble,
+            pinned_tokens=reported.pinned_tokens,
         )
 
     def _current_speeds(self) -> Speeds:
@@ -289,7 +292,7 @@ class LlamaCppEngine:
         self._ledger.reported = LoadState(free_cache_tokens=free, seen=self._ledger.reported.seen)
         self._last_progress = self._clock()
         self._hung = False
-        self._ready = True
+        self._ready, self._trouble = True, ""
         _LOG.info(
             "engine child %d is ready: loaded in %.0f ms, measured in %.0f ms",
             child.pid,
@@ -321,6 +324,7 @@ class LlamaCppEngine:
                 child = await self._wake()
                 continue
             failure = self._why(status)
+            self._last_end = failure.detail
             _LOG.error("engine child %d ended: %s", child.pid, failure.detail)
             self._fail_all(failure)
             child = await self._relaunch()
@@ -370,9 +374,11 @@ class LlamaCppEngine:
         """Tries until a child is ready. The first try after progress is made at once."""
         while True:
             pause_s, self._quarantined = self._crashes.ended()
+            self._trouble = self._trouble or "the engine is being started again"
             if self._quarantined:
                 ends = f"the engine ended {self._crashes.without_answer} times without one answer"
                 _LOG.error("%s: the model rests for %.0f s, or until the node is restarted", ends, pause_s)
+                self._trouble = f"quarantine: {ends}; last: {self._last_end}"
                 self._fail_all(Failure(Cause.ENGINE_CRASHED, f"{ends} and is in quarantine"))
             await asyncio.sleep(pause_s)
             self._quarantined = False
@@ -380,6 +386,7 @@ class LlamaCppEngine:
                 return (await self._launch())[0]
             except EngineUnavailable as error:
                 _LOG.error("engine child cannot be started again: %s", error)
+                self._last_end = self._trouble = "the engine cannot be started again"
                 self._fail_all(Failure(Cause.ENGINE_CRASHED, "the engine cannot be started again"))
 
     async def _read(self, child: ChildProcess) -> None:

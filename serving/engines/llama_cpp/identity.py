@@ -13,7 +13,15 @@ from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.protocol import Frame
 from serving.engines.llama_cpp.settings import Adapter, LlamaCppSettings
 from tidegate.routing.domain import ReplayClass, Speeds, Variant, adapter_capability
-from tidegate.routing.domain.work import EMBEDDINGS, GRAMMAR, JSON_SCHEMA, LOGIT_BIAS, LOGPROBS, OR_TEXT
+from tidegate.routing.domain.work import (
+    EMBEDDINGS,
+    GRAMMAR,
+    JSON_SCHEMA,
+    LOGIT_BIAS,
+    LOGPROBS,
+    MIROSTAT,
+    OR_TEXT,
+)
 
 
 def describe(
@@ -37,7 +45,7 @@ def describe(
         perplexity=entry.perplexity if entry else None,
         capabilities=frozenset(
             {
-                *("text", "token_ids", JSON_SCHEMA, OR_TEXT, LOGPROBS, LOGIT_BIAS),
+                *("text", "token_ids", JSON_SCHEMA, OR_TEXT, LOGPROBS, LOGIT_BIAS, MIROSTAT),
                 *([GRAMMAR] if settings.grammars else []),
                 *(["chat"] if ready["template"] else []),
                 *([EMBEDDINGS] if settings.embeddings != "off" else []),

@@ -84,6 +84,7 @@ class LoadState:
     pending_decode_tokens: int = 0
     free_cache_tokens: int = 0
     seen: int = 0
+    pinned_tokens: int = 0
 
 
 def encode(frame: Frame) -> bytes:
@@ -156,6 +157,7 @@ def pack_work(sid: int, work: Work, text: str, waited_ms: float) -> Frame:
         "adapter": work.adapter,
         "format": asdict(work.format),
         "top_logprobs": work.top_logprobs,
+        "data_class": work.data_class,
         "waited_ms": waited_ms,
     }
 
@@ -183,6 +185,7 @@ def unpack_work(frame: Frame) -> Work:
         adapter=frame["adapter"],
         format=OutputFormat(**frame["format"]),
         top_logprobs=frame["top_logprobs"],
+        data_class=frame["data_class"],
     )
 
 

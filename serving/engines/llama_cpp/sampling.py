@@ -17,6 +17,8 @@ _REPEAT_WINDOW = 64
 _SEED_MASK = 0xFFFF_FFFF
 # llama.cpp takes this seed for "a random one".
 _RANDOM_SEED = 0xFFFF_FFFF
+# Mirostat's target, rate, and how many tokens version 1 estimates from: llama.cpp's defaults.
+_TAU, _ETA, _SURVEYED = 5.0, 0.1, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class SamplerChain:
     """Chooses tokens for one sequence. Must be closed.
 
     Order: biases, penalties, top-k, top-p, min-p, temperature, draw; temperature 0 draws the likeliest token.
+    Mirostat takes the place of top-k, top-p, min-p and the draw. What it has learned ends with the chain: a
+    sequence that goes on elsewhere begins anew.
     `constraint` is closed with the chain.
     """
 
@@ -65,6 +69,9 @@ class SamplerChain:
         if temperature <= 0.0:
             self._add(C.llama_sampler_init_greedy())
             return
+        if sampling.mirostat:
+            self._add_mirostat(model, sampling, temperature)
+            return
         top_k, top_p = _or(sampling.top_k, defaults.top_k), _or(sampling.top_p, defaults.top_p)
         min_p = _or(sampling.min_p, defaults.min_p)
         if top_k > 0:
@@ -77,6 +84,16 @@ class SamplerChain:
         self._seed = sampling.seed
         seed = secrets.randbelow(_RANDOM_SEED) if self._seed is None else position_seed(self._seed, 0)
         self._add(C.llama_sampler_init_dist(seed))
+
+    def _add_mirostat(self, model: Model, sampling: Sampling, temperature: float) -> None:
+        tau, eta = _or(sampling.mirostat_tau, _TAU), _or(sampling.mirostat_eta, _ETA)
+        # It draws by itself: its random numbers follow from the seed, but not from the position.
+        seed = secrets.randbelow(_RANDOM_SEED) if sampling.seed is None else position_seed(sampling.seed, 0)
+        self._add(C.llama_sampler_init_temp(temperature))
+        if sampling.mirostat == 1:
+            self._add(C.llama_sampler_init_mirostat(model.n_vocab, seed, tau, eta, _SURVEYED))
+        else:
+            self._add(C.llama_sampler_init_mirostat_v2(seed, tau, eta))
 
     def _add_biases(self, model: Model, sampling: Sampling) -> None:
         known = [(token, bias) for token, bias in sampling.logit_bias if token < model.n_vocab]

@@ -7,9 +7,9 @@ from serving.engines.llama_cpp.gguf_check import read_gguf
 from serving.engines.llama_cpp.variants.plan import Load, model_bytes, require_fit
 from serving.engines.llama_server.settings import LlamaServerSettings
 from tidegate.routing.domain import Variant
-from tidegate.routing.domain.work import JSON_SCHEMA, LOGIT_BIAS, OR_TEXT
+from tidegate.routing.domain.work import JSON_SCHEMA, LOGIT_BIAS, MIROSTAT, OR_TEXT
 
-_OWN = (JSON_SCHEMA, OR_TEXT, LOGIT_BIAS)
+_OWN = (JSON_SCHEMA, OR_TEXT, LOGIT_BIAS, MIROSTAT)
 
 
 def describe_file(settings: LlamaServerSettings) -> Variant:

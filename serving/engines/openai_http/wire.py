@@ -30,6 +30,9 @@ _SAMPLING_FIELDS = (
     "frequency_penalty",
     "presence_penalty",
     "seed",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
 )
 _ABORTED = frozenset({"abort", "aborted", "error", "cancelled", "canceled"})
 

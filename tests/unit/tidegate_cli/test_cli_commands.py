@@ -70,6 +70,12 @@ async def test_nodes_tell_of_their_electricity_where_one_does(gateway: FakeGatew
     )
 
 
+async def test_nodes_say_why_an_engine_takes_no_work(gateway: FakeGateway) -> None:
+    gateway.set_nodes([replace(NODE, trouble="quarantine: it ended 5 times"), replace(NODE, name="edge-b")])
+    ran = await tidegate_cli("nodes", "--gateway", gateway.address)
+    assert ran.out.splitlines()[-1] == "edge-a: quarantine: it ended 5 times"
+
+
 async def test_models(gateway: FakeGateway) -> None:
     ran = await tidegate_cli("models", "--gateway", gateway.address)
     assert re.search(r"^tiny +Q4_0 +13\.80 +- +2048 +2 +sha256:aaaaaaaaaaaa$", ran.out, re.M)

@@ -172,6 +172,9 @@ class Sampling(google.protobuf.message.Message):
     REPEAT_PENALTY_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     LOGIT_BIAS_FIELD_NUMBER: builtins.int
+    MIROSTAT_FIELD_NUMBER: builtins.int
+    MIROSTAT_TAU_FIELD_NUMBER: builtins.int
+    MIROSTAT_ETA_FIELD_NUMBER: builtins.int
     temperature: builtins.float
     """0 is greedy; at most 2."""
     top_p: builtins.float
@@ -188,6 +191,12 @@ class Sampling(google.protobuf.message.Message):
     """1 switches it off."""
     seed: builtins.int
     """Same seed, model and prompt aim at the same output; exact only where a node declares it."""
+    mirostat: builtins.int
+    """Mirostat, version 1 or 2, instead of top_k, top_p and min_p; 0 switches it off."""
+    mirostat_tau: builtins.float
+    """The surprise per token that it aims at, in bits, (0, 100]; unset is 5."""
+    mirostat_eta: builtins.float
+    """How fast it corrects itself, (0, 1]; unset is 0.1."""
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LogitBias]:
         """Added to the logits of single tokens of the model that answers."""
@@ -204,13 +213,22 @@ class Sampling(google.protobuf.message.Message):
         repeat_penalty: builtins.float | None = ...,
         seed: builtins.int | None = ...,
         logit_bias: collections.abc.Iterable[global___LogitBias] | None = ...,
+        mirostat: builtins.int | None = ...,
+        mirostat_tau: builtins.float | None = ...,
+        mirostat_eta: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_presence_penalty", b"_presence_penalty", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_presence_penalty", b"_presence_penalty", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_frequency_penalty", b"_frequency_penalty"]) -> typing.Literal["frequency_penalty"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_p", b"_min_p"]) -> typing.Literal["min_p"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mirostat", b"_mirostat"]) -> typing.Literal["mirostat"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mirostat_eta", b"_mirostat_eta"]) -> typing.Literal["mirostat_eta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mirostat_tau", b"_mirostat_tau"]) -> typing.Literal["mirostat_tau"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_presence_penalty", b"_presence_penalty"]) -> typing.Literal["presence_penalty"] | None: ...
     @typing.overload

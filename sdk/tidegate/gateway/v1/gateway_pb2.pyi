@@ -751,6 +751,7 @@ class Node(google.protobuf.message.Message):
     SILENT_MS_FIELD_NUMBER: builtins.int
     POWER_FIELD_NUMBER: builtins.int
     WAKE_MS_FIELD_NUMBER: builtins.int
+    TROUBLE_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     name: builtins.str
     tier: tidegate.common.v1.common_pb2.Tier.ValueType
@@ -769,6 +770,8 @@ class Node(google.protobuf.message.Message):
     """Milliseconds since it was last heard from."""
     wake_ms: builtins.float
     """The model is not loaded: milliseconds until it would be, for work that comes now. 0 when it is loaded."""
+    trouble: builtins.str
+    """Why its engine takes no work, for people; empty when it does, or when nothing is known."""
     @property
     def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[tidegate.common.v1.common_pb2.Variant]: ...
     @property
@@ -796,9 +799,10 @@ class Node(google.protobuf.message.Message):
         silent_ms: builtins.float = ...,
         power: tidegate.common.v1.common_pb2.Power | None = ...,
         wake_ms: builtins.float = ...,
+        trouble: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["power", b"power", "speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hardware_class", b"hardware_class", "health", b"health", "linked_here", b"linked_here", "name", b"name", "node_id", b"node_id", "power", b"power", "queued", b"queued", "region", b"region", "rtt_ms", b"rtt_ms", "running", b"running", "silent_ms", b"silent_ms", "slots", b"slots", "speeds", b"speeds", "tier", b"tier", "variants", b"variants", "wake_ms", b"wake_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hardware_class", b"hardware_class", "health", b"health", "linked_here", b"linked_here", "name", b"name", "node_id", b"node_id", "power", b"power", "queued", b"queued", "region", b"region", "rtt_ms", b"rtt_ms", "running", b"running", "silent_ms", b"silent_ms", "slots", b"slots", "speeds", b"speeds", "tier", b"tier", "trouble", b"trouble", "variants", b"variants", "wake_ms", b"wake_ms"]) -> None: ...
 
 global___Node = Node
 

@@ -217,6 +217,8 @@ class Heartbeat(google.protobuf.message.Message):
     PENDING_DECODE_TOKENS_FIELD_NUMBER: builtins.int
     POWER_FIELD_NUMBER: builtins.int
     WAKE_MS_FIELD_NUMBER: builtins.int
+    TROUBLE_FIELD_NUMBER: builtins.int
+    PINNED_TOKENS_FIELD_NUMBER: builtins.int
     running: builtins.int
     queued: builtins.int
     pending_prefill_tokens: builtins.int
@@ -234,6 +236,10 @@ class Heartbeat(google.protobuf.message.Message):
     """Output tokens that the running sequences may still produce."""
     wake_ms: builtins.float
     """The model is not loaded: milliseconds until it would be, for work that comes now. 0 when it is loaded."""
+    trouble: builtins.str
+    """Why the engine takes no work, for people; empty when it does, or when nothing is known."""
+    pinned_tokens: builtins.int
+    """Tokens of pinned system prompts that are held for good."""
     @property
     def speeds(self) -> tidegate.common.v1.common_pb2.Speeds: ...
     @property
@@ -255,9 +261,11 @@ class Heartbeat(google.protobuf.message.Message):
         pending_decode_tokens: builtins.int = ...,
         power: tidegate.common.v1.common_pb2.Power | None = ...,
         wake_ms: builtins.float = ...,
+        trouble: builtins.str = ...,
+        pinned_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["power", b"power", "speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "power", b"power", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds", "wake_ms", b"wake_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "pinned_tokens", b"pinned_tokens", "power", b"power", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds", "trouble", b"trouble", "wake_ms", b"wake_ms"]) -> None: ...
 
 global___Heartbeat = Heartbeat
 
@@ -769,6 +777,7 @@ class Work(google.protobuf.message.Message):
     MOST_AHEAD_FIELD_NUMBER: builtins.int
     FORMAT_FIELD_NUMBER: builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: builtins.int
+    DATA_CLASS_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     variant_digest: builtins.str
     input_kind: global___InputKind.ValueType
@@ -796,6 +805,8 @@ class Work(google.protobuf.message.Message):
     slot the node bounces the work, and the sender has another node for it. Unset: taken whatever is there.
     """
     top_logprobs: builtins.int
+    data_class: builtins.str
+    """Label of the data, as the gateway decided it. Only what is `public` may leave the node's memory."""
     @property
     def key(self) -> global___AttemptKey: ...
     @property
@@ -835,9 +846,10 @@ class Work(google.protobuf.message.Message):
         most_ahead: builtins.int | None = ...,
         format: tidegate.common.v1.common_pb2.OutputFormat | None = ...,
         top_logprobs: builtins.int | None = ...,
+        data_class: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_top_logprobs", b"_top_logprobs", "_ttft_remaining_ms", b"_ttft_remaining_ms", "format", b"format", "key", b"key", "most_ahead", b"most_ahead", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "top_logprobs", b"top_logprobs", "ttft_remaining_ms", b"ttft_remaining_ms"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_top_logprobs", b"_top_logprobs", "_ttft_remaining_ms", b"_ttft_remaining_ms", "adapter", b"adapter", "credits", b"credits", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "format", b"format", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "most_ahead", b"most_ahead", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "top_logprobs", b"top_logprobs", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_most_ahead", b"_most_ahead", "_remaining_ms", b"_remaining_ms", "_top_logprobs", b"_top_logprobs", "_ttft_remaining_ms", b"_ttft_remaining_ms", "adapter", b"adapter", "credits", b"credits", "data_class", b"data_class", "detach_grace_ms", b"detach_grace_ms", "first_fragment", b"first_fragment", "format", b"format", "input_bytes", b"input_bytes", "input_kind", b"input_kind", "key", b"key", "max_tokens", b"max_tokens", "most_ahead", b"most_ahead", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "remaining_ms", b"remaining_ms", "replay_token_ids", b"replay_token_ids", "sampling", b"sampling", "start_index", b"start_index", "stop", b"stop", "tenant", b"tenant", "top_logprobs", b"top_logprobs", "ttft_remaining_ms", b"ttft_remaining_ms", "variant_digest", b"variant_digest", "work_seq", b"work_seq"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_most_ahead", b"_most_ahead"]) -> typing.Literal["most_ahead"] | None: ...
     @typing.overload

@@ -26,7 +26,9 @@ class Message:
 class Sampling:
     """How tokens are chosen; None takes the node's default.
 
-    `temperature` 0 is greedy. `seed` makes sampling repeatable as far as the engine is deterministic.
+    `temperature` 0 is greedy. `mirostat` 1 or 2 aims at `mirostat_tau` bits of surprise a token instead of
+    cutting by `top_k`, `top_p` and `min_p`. `seed` makes sampling repeatable as far as the engine is
+    deterministic.
     """
 
     temperature: float | None = None
@@ -38,6 +40,9 @@ class Sampling:
     repeat_penalty: float | None = None
     seed: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class NodeLoad:
     """A node's heartbeat. `last_work_seq` acknowledges this replica's work up to that number.
 
     `wake_ms` is how long its model would take to be loaded for work that comes now; 0 where it is.
+    `trouble` says to people why the engine takes no work; `pinned_tokens` of prompts are held for good.
     """
 
     running: int = 0
@@ -113,6 +114,8 @@ class NodeLoad:
     speeds: Speeds | None = None
     power: Power | None = None
     wake_ms: float = 0.0
+    trouble: str = ""
+    pinned_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ JSON_SCHEMA, OR_TEXT, GRAMMAR = "json_schema", "json_schema_or_text", "grammar"
 # Work that is nobody's: gateways ask idle nodes for a few tokens, to know their speed.
 PROBE_PRIORITY = -100
 LOGPROBS, LOGIT_BIAS, EMBEDDINGS = "logprobs", "logit_bias", "embeddings"
+MIROSTAT = "mirostat"
+# The data class whose traces may be written to disk.
+PUBLIC = "public"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Work:
 
     `input` holds canonical message bytes for CHAT (see tidegate.routing.prefix), UTF-8 text for TEXT, or
     texts for EMBED (see tidegate.routing.embedding), whose outputs count inputs.
+    `data_class` is the label of its data: nothing of it but what is PUBLIC may outlive the engine's process.
     `credits` is how many chunks the node may send before it is granted more. `adapter` names the LoRA adapter
     to compute with, "" none.
     """
@@ -78,6 +82,7 @@ class Work:
     most_ahead: int | None = None
     format: OutputFormat = OutputFormat()
     top_logprobs: int | None = None
+    data_class: str = ""
 
     @property
     def embeds(self) -> bool:
@@ -111,6 +116,7 @@ def needed_capabilities(asking: Asking) -> frozenset[str]:
         GRAMMAR: asking.format.grammar,
         LOGPROBS: asking.top_logprobs is not None,
         LOGIT_BIAS: asking.sampling.logit_bias,
+        MIROSTAT: asking.sampling.mirostat,
         EMBEDDINGS: asking.embeds,
         adapter_capability(asking.adapter): asking.adapter,
     }

@@ -59,6 +59,8 @@ def test_sampling() -> None:
         seed=2**64 - 1,
     )
     assert completion(repeat_penalty=1.2, seed=7).sampling == Sampling(repeat_penalty=1.2, seed=7)
+    surprised = completion(mirostat=2, mirostat_tau=4, mirostat_eta=0.2).sampling
+    assert surprised == Sampling(mirostat=2, mirostat_tau=4, mirostat_eta=0.2)
 
 
 def test_roles_parts_and_names() -> None:
@@ -194,6 +196,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 0}, "top_p"),
     ({"top_k": -2}, "top_k"),
     ({"min_p": 1.1}, "min_p"),
+    ({"mirostat": 3}, "mirostat"),
     ({"frequency_penalty": -2.1}, "frequency_penalty"),
     ({"repeat_penalty": 0}, "repeat_penalty"),
     ({"seed": 2**64}, "seed"),

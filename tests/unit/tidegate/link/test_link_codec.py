@@ -134,6 +134,8 @@ loads = st.builds(
     speeds=st.none() | speeds,
     power=st.none() | powers,
     wake_ms=wakes,
+    trouble=st.sampled_from(["", "quarantine: it ended"]),
+    pinned_tokens=counts,
 )
 
 

@@ -83,7 +83,7 @@ FULL = GenerateRequest(
     request_id="r-1.a:b_c",
     messages=(Message(Role.SYSTEM, "be brief"), Message(Role.USER, "grüße 👋", name="ann")),
     model="m",
-    sampling=Sampling(0.0, 0.5, 0, 0.25, -1.0, 1.0, 1.25, 2**64 - 1),
+    sampling=Sampling(0.0, 0.5, 0, 0.25, -1.0, 1.0, 1.25, 2**64 - 1, ((7, -2.0),), 2, 4.5, 0.25),
     max_tokens=12,
     stop=("a", "b"),
     budget=Budget(300.0, 20.0, 5000.0, 0.9),
@@ -175,6 +175,9 @@ def _request(**fields: object) -> pb.GenerateRequest:
         (_request(sampling=common_pb2.Sampling(temperature=float("nan"))), "sampling.temperature"),
         (_request(sampling=common_pb2.Sampling(top_p=0.0)), "sampling.top_p"),
         (_request(sampling=common_pb2.Sampling(top_k=-1)), "sampling.top_k"),
+        (_request(sampling=common_pb2.Sampling(mirostat=3)), "sampling.mirostat"),
+        (_request(sampling=common_pb2.Sampling(mirostat_tau=0.0)), "sampling.mirostat_tau"),
+        (_request(sampling=common_pb2.Sampling(mirostat_eta=1.5)), "sampling.mirostat_eta"),
         (_request(budget=common_pb2.Budget(ttft_ms=0.0)), "budget.ttft_ms"),
         (_request(budget=common_pb2.Budget(total_ms=float("inf"))), "budget.total_ms"),
         (_request(budget=common_pb2.Budget(target_share=1.0)), "budget.target_share"),
@@ -279,7 +282,8 @@ def test_fleet_round_trip() -> None:
     node = fleet.node_info(state, silent_ms=12.0)
     assert (node.tier, node.region, node.running, node.silent_ms) == (Tier.EDGE, "home", 1, 12.0)
     assert fleet.decode_node(fleet.encode_node(node)) == node
-    powered = dataclasses.replace(node, power=Power(True, 0.5, None, 4.0, True), wake_ms=90.0)
+    power = Power(True, 0.5, None, 4.0, True)
+    powered = dataclasses.replace(node, power=power, wake_ms=90.0, trouble="quarantine")
     assert fleet.decode_node(fleet.encode_node(powered)) == powered
     model = fleet.ModelInfo("m", ("a",), (VARIANT,), 3)
     assert fleet.decode_model(fleet.encode_model(model)) == model

@@ -67,12 +67,30 @@ async def test_a_replay_that_does_not_fit_its_index_is_invalid(shared: Driver) -
         assert finish.result.cause is Cause.INVALID_INPUT
 
 
+@pytest.mark.parametrize("version", [1, 2])
+async def test_mirostat_draws_by_its_seed_and_aims_at_its_surprise(shared: Driver, version: int) -> None:
+    drawn = []
+    for tau, seed in ((0.1, 3), (0.1, 3), (3.0, 3), (3.0, 4)):
+        sampling = Sampling(temperature=1.0, mirostat=version, mirostat_tau=tau, mirostat_eta=0.1, seed=seed)
+        key = shared.submit("The ship came", max_tokens=24, sampling=sampling, top_logprobs=1)
+        await shared.finish(key)
+        odds = [each for output in shared.outputs[key] for each in output.logprobs]
+        drawn.append((shared.tokens(key), sum(each.token_id == each.top[0].token_id for each in odds)))
+    calm, again, wild, other = drawn
+    assert calm == again
+    assert wild != other
+    # With little surprise allowed nearly every token is the likeliest one.
+    assert calm[1] > wild[1] + 4
+
+
 async def test_extreme_sampling_is_survived(shared: Driver) -> None:
     pid = shared.engine.child_pid
     for sampling in (
         Sampling(temperature=100.0, top_k=1 << 40, top_p=0.0, min_p=1.0, seed=-(1 << 80)),
         Sampling(temperature=1e-9, top_k=-5, repeat_penalty=0.01, frequency_penalty=-100.0),
         Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, presence_penalty=100.0, seed=1 << 70),
+        Sampling(mirostat=1, mirostat_tau=0.0, mirostat_eta=0.0, logit_bias=((5, -100.0),)),
+        Sampling(temperature=100.0, mirostat=2, mirostat_tau=100.0, mirostat_eta=1.0),
     ):
         key = shared.submit(max_tokens=4, sampling=sampling)
         assert isinstance((await shared.finish(key)).result, FinishReason)

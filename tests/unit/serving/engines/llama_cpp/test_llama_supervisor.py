@@ -175,5 +175,7 @@ async def test_a_model_that_crash_loops_rests_and_says_so(
     with pytest.raises(EngineRefused, match="quarantine"):
         engine.submit(WORK)
     assert "5 times without one answer" in caplog.text
+    assert engine.load().trouble.startswith("quarantine: the engine ended 5 times without one answer; last: ")
     await asyncio.sleep(600.0)
     assert engine.load().ready
+    assert engine.load().trouble == ""

@@ -47,6 +47,8 @@ def test_everything_set_is_sent_under_the_servers_names() -> None:
         presence_penalty=0.2,
         repeat_penalty=1.1,
         seed=0,
+        mirostat=1,
+        mirostat_tau=3.0,
     )
     body = body_of(replace(TEXT, sampling=sampling, max_tokens=5, stop=("a", "b")))
     assert body == {
@@ -65,6 +67,8 @@ def test_everything_set_is_sent_under_the_servers_names() -> None:
         "repeat_penalty": 1.1,
         "repetition_penalty": 1.1,
         "seed": 0,
+        "mirostat": 1,
+        "mirostat_tau": 3.0,
     }
 
 
