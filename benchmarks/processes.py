@@ -66,16 +66,17 @@ port = {self.ports.http}
         await child.wait_ready(lambda: _accepts(self.ports.grpc), READY_S)
         return child
 
-    async def start_edge(self, name: str, engine_toml: str) -> Child:
-        """The device daemon, linked to the gateway; returns once its engine serves."""
+    async def start_edge(self, name: str, engine_toml: str, *, linked: bool = True) -> Child:
+        """The device daemon, linked to the gateway or alone; returns once its engine serves."""
         port = self.ports.edge_a
+        gateways = [self.link_address] if linked else []
         config = f"""
 name = {json.dumps(name)}
 state_dir = {json.dumps(str(self.folder / name))}
 [local_api]
 port = {port}
 [link]
-gateways = ["{self.link_address}"]
+gateways = {json.dumps(gateways)}
 {engine_toml}
 """
         child = self._spawn(name, config, module="edge_node")

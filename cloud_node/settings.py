@@ -12,7 +12,6 @@ from serving.settings import ListenSettings, SecretSource
 from tidegate.routing.domain import Tier
 
 _OWN_CONTEXT_TOKENS = 2048
-_LEAST_CONTEXT_TOKENS = 256
 
 
 class CloudEngineSettings(EngineSettings):
@@ -39,12 +38,8 @@ class CloudEngineSettings(EngineSettings):
             return {"context_tokens": _OWN_CONTEXT_TOKENS, **values}
         return values
 
-    @model_validator(mode="after")
-    def _context_is_enough(self) -> CloudEngineSettings:
-        asks_server = self.kind == "openai_http" and self.context_tokens == 0
-        if not asks_server and self.context_tokens < _LEAST_CONTEXT_TOKENS:
-            raise ValueError(f"context_tokens must be at least {_LEAST_CONTEXT_TOKENS}")
-        return self
+    def _may_be_unset(self) -> bool:
+        return self.kind == "openai_http" and self.context_tokens == 0
 
 
 class AdminSettings(ListenSettings):

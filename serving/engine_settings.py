@@ -6,9 +6,9 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from serving.settings import SecretSource, Section, SettingsError
 from tidegate.routing.domain import ReplayClass, Speeds, Variant
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serving.engines.base import Engine
 
 BUNDLED = "bundled"
+_USUAL_SLOTS, _USUAL_CONTEXT_TOKENS, _LEAST_CONTEXT_TOKENS = 4, 2048, 256
 
 
 class SamplingSection(Section):
@@ -46,15 +47,29 @@ class LlamaCppSection(Section):
     """llama.cpp in a child process."""
 
     threads: int = Field(
-        default=1,
-        ge=1,
-        description="Threads that compute; as many as cores is fast on an idle machine, slow on a busy one",
+        default=0,
+        ge=0,
+        description="Threads that compute, at most; 0 takes the best that was measured on this device, one "
+        "before that",
+    )
+    adapt_threads: bool = Field(
+        default=True,
+        description="Compute with fewer threads while that is faster: when others take cores, or heat does",
+    )
+    tune_after_s: float = Field(
+        default=20.0,
+        ge=0,
+        description="Seconds without any request, after its first start, before a model's speed on this "
+        "device is measured, once; 0 never",
     )
     n_gpu_layers: int = Field(default=0, ge=-1, description="Layers offloaded to a GPU; -1 offloads all")
-    n_batch: int = Field(default=512, ge=32, description="Most tokens that one step computes")
-    kv_type: Literal["f16", "q8_0"] = Field(
-        default="f16",
-        description="Type of the cache; q8_0 halves its memory and costs about 15 % of the speed",
+    n_batch: int = Field(
+        default=0, ge=0, description="Most tokens that one step computes; 0 is 512, or fewer to fit memory"
+    )
+    kv_type: Literal["auto", "f16", "q8_0"] = Field(
+        default="auto",
+        description="Type of the cache; q8_0 halves its memory and costs about 15 % of the speed; auto takes "
+        "it where memory is short",
     )
     flash_attention: Literal["auto", "on", "off"] = Field(
         default="auto",
@@ -228,9 +243,18 @@ class EngineSettings(Section):
         default="", description="Name that users ask for; empty takes what the file or the server says"
     )
     aliases: tuple[str, ...] = Field(default=(), description="Further names of the model")
-    slots: int = Field(default=4, ge=1, description="Sequences that run at once")
+    slots: int = Field(
+        default=0,
+        ge=0,
+        description="Sequences that run at once; 0 is 4, with llama_cpp fewer to fit memory",
+    )
     queue_limit: int = Field(default=16, ge=0, description="Sequences that may wait for a slot")
-    context_tokens: int = Field(default=2048, ge=256, description="Prompt and answer together, in tokens")
+    context_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Prompt and answer together, in tokens; 0 is with llama_cpp what memory allows, 512 to "
+        "4096, with openai_http what the server says, else 2048",
+    )
     hardware_class: str = Field(
         default="",
         description="Class of hardware to pool measurements with; empty keeps the engine's own word",
@@ -244,11 +268,34 @@ class EngineSettings(Section):
     )
     oracle: OracleSection = Field(default=OracleSection(), description="Settings of kind oracle")
 
+    @model_validator(mode="after")
+    def _context_is_enough(self) -> Self:
+        if not self._may_be_unset() and self.context_tokens < _LEAST_CONTEXT_TOKENS:
+            raise ValueError(f"context_tokens must be at least {_LEAST_CONTEXT_TOKENS}")
+        return self
 
-def build_engine(settings: EngineSettings, environ: Mapping[str, str] = os.environ) -> Engine:
-    """The engine that `settings` choose. Raises SettingsError, or EngineUnavailable for a missing model."""
+    def _may_be_unset(self) -> bool:
+        return self.context_tokens == 0
+
+    @property
+    def usual_slots(self) -> int:
+        """For engines that do not derive them."""
+        return self.slots or _USUAL_SLOTS
+
+    @property
+    def usual_context_tokens(self) -> int:
+        return self.context_tokens or _USUAL_CONTEXT_TOKENS
+
+
+def build_engine(
+    settings: EngineSettings, environ: Mapping[str, str] = os.environ, *, state_folder: Path | None = None
+) -> Engine:
+    """The engine that `settings` choose. Raises SettingsError, or EngineUnavailable for a missing model.
+
+    In `state_folder` it keeps what it learns of this device, if it is given one.
+    """
     if settings.kind == "llama_cpp":
-        return _llama_cpp(settings)
+        return _llama_cpp(settings, state_folder)
     if settings.kind == "llama_server":
         return _llama_server(settings)
     if settings.kind == "openai_http":
@@ -256,9 +303,10 @@ def build_engine(settings: EngineSettings, environ: Mapping[str, str] = os.envir
     return _oracle(settings)
 
 
-def _llama_cpp(settings: EngineSettings) -> Engine:
+def _llama_cpp(settings: EngineSettings, state_folder: Path | None) -> Engine:
     from serving.engines.llama_cpp.engine import LlamaCppEngine
     from serving.engines.llama_cpp.settings import LlamaCppSettings
+    from serving.engines.llama_cpp.variants.curves import FOLDER
 
     section = settings.llama_cpp
     path, name = _model_file(settings)
@@ -270,6 +318,7 @@ def _llama_cpp(settings: EngineSettings) -> Engine:
         "queue_limit": settings.queue_limit,
         "context_tokens": settings.context_tokens,
         "chat_template": _template(section.chat_template_file),
+        "bench_folder": state_folder / FOLDER if state_folder is not None else None,
     }
     return LlamaCppEngine(LlamaCppSettings.model_validate(values))
 
@@ -303,9 +352,9 @@ def _llama_server(settings: EngineSettings) -> Engine:
             model_path=path,
             model=name,
             aliases=settings.aliases,
-            slots=settings.slots,
+            slots=settings.usual_slots,
             queue_limit=settings.queue_limit,
-            context_tokens=settings.context_tokens,
+            context_tokens=settings.usual_context_tokens,
             hardware_class=settings.hardware_class,
             **section.model_dump(),
         )
@@ -347,7 +396,7 @@ def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine
             upstream_model=section.upstream_model,
             api_key=section.api_key.read(environ) if section.api_key.is_configured else "",
             ca_file=str(section.ca_file or ""),
-            slots=settings.slots,
+            slots=settings.usual_slots,
             queue_limit=settings.queue_limit,
             hardware_class=settings.hardware_class or "openai-http",
             replay_class=ReplayClass.NONE,
@@ -369,9 +418,9 @@ def _oracle(settings: EngineSettings) -> Engine:
         OracleSettings(
             model=settings.model_name or "oracle",
             aliases=settings.aliases,
-            slots=settings.slots,
+            slots=settings.usual_slots,
             queue_limit=settings.queue_limit,
-            context_tokens=settings.context_tokens,
+            context_tokens=settings.usual_context_tokens,
             hardware_class=settings.hardware_class or "oracle",
             **section.model_dump(),
         )

@@ -121,7 +121,7 @@ class NodeProgram:
         check_links(settings.link, insecure=args.insecure)
         self._settings = settings
         try:
-            engine = build_engine(settings.engine)
+            engine = build_engine(settings.engine, state_folder=settings.state_folder())
             self._identity = load_identity(settings.state_folder())
         except (IdentityError, EngineUnavailable) as error:
             raise ProgramError(str(error)) from error

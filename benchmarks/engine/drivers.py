@@ -54,6 +54,8 @@ class OurEngine:
         async for batch in self.engine.steps():
             now_s = time.monotonic()
             for output in batch.outputs:
+                if output.key not in self._open:
+                    continue
                 timeline, ended = self._open[output.key]
                 timeline.tokens_s += [now_s] * output.count
                 if output.finish is not None:
@@ -64,7 +66,16 @@ class OurEngine:
                     else:
                         ended.set_result(None)
 
-    async def answer(self, prompt: str, tokens: int, *, cached: str = "") -> Timeline:
+    def abandon(self) -> None:
+        """Ends all answers that run: they keep the tokens that have come."""
+        for key, (_, ended) in self._open.items():
+            self.engine.cancel(key)
+            ended.set_result(None)
+        self._open.clear()
+
+    async def answer(
+        self, prompt: str, tokens: int, *, cached: str = "", sampling: Sampling = GREEDY
+    ) -> Timeline:
         number = next(self._numbers)
         work = Work(
             key=AttemptKey(f"bench{number}", 1),
@@ -73,7 +84,7 @@ class OurEngine:
             variant_digest="",
             input_kind=InputKind.TEXT,
             input=prompt.encode(),
-            sampling=GREEDY,
+            sampling=sampling,
             max_tokens=tokens,
         )
         timeline = Timeline(time.monotonic())
@@ -120,6 +131,12 @@ class LlamaServer:
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("w") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        assert self._process is not None
+        return self._process.pid
 
     async def tokens_of(self, text: str) -> int:
         """How many tokens a text is without special ones."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,25 +18,24 @@ from serving.settings import load_settings
 
 ABOUT = (
     "Measures prefill and decode speed at several batch sizes and numbers of threads, and keeps the curves "
-    "in the node's state folder. Best done while nothing else runs: as many threads as cores are only fast "
+    "in the node's state folder, from which a daemon starts. It measures by itself when it is idle; this is "
+    "more thorough. Best done while nothing else runs: as many threads as cores are only fast "
     "on a device that is otherwise idle."
 )
-FOLDER = "bench"
 
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     tell = teller(is_json=options.json)
     source = find_model(options.model, default_models_dir())
-    folder = load_settings(EdgeSettings, options.config).state_folder() / FOLDER
+    folder = load_settings(EdgeSettings, options.config).state_folder() / curves.FOLDER
     if options.show:
         found = curves.load(folder, file_digest(source))
         if found is None:
             raise EngineUnavailable(f"{source.name} was not measured here: run it without --show")
     else:
-        today = datetime.date.today().isoformat()
         found = curves.measure_curves(
-            source, threads=options.threads, sizes=options.sizes, today=today, progress=tell
+            source, threads=options.threads, sizes=options.sizes, now_s=time.time(), progress=tell
         )
         tell(f"kept in {curves.save(found, folder)}")
     if options.json:
@@ -47,16 +45,18 @@ def main(arguments: Sequence[str]) -> int:
         say(line)
     one, many = (curves.fastest_threads(found, size) for size in (1, max(options.sizes)))
     say(f"\nfastest here: {one} for one sequence, {many} for {max(options.sizes)} (engine.llama_cpp.threads)")
+    say(f"a daemon that sets no threads takes {curves.best_threads(found.curves)}")
+    if found.hardware != curves.hardware():
+        say(f"not counted: this device is {curves.hardware()}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = parser_of("bench", ABOUT)
     parser.add_argument(
         "--threads",
         type=_numbers,
-        default=threads_to_try(cores),
+        default=curves.threads_to_try(curves.cores()),
         metavar="N,...",
         help="numbers of threads (1, 2, 4, ... up to the cores)",
     )
@@ -66,11 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--show", action="store_true", help="show what was measured last, measure nothing")
     parser.add_argument("--config", type=Path, metavar="FILE", help="the daemon's settings, for state_dir")
     return parser
-
-
-def threads_to_try(cores: int) -> list[int]:
-    """Powers of two below the number of cores, and that number."""
-    return sorted({*(1 << bits for bits in range(cores.bit_length()) if 1 << bits < cores), cores})
 
 
 def _numbers(text: str) -> list[int]:

@@ -143,6 +143,10 @@ kind = "llama_cpp"
 model = {json.dumps(str(model))}
 slots = 4
 context_tokens = 2048
+
+[engine.llama_cpp]
+threads = 1
+tune_after_s = 0
 """
     shape = ORACLES[tier]
     return f"""[engine]

@@ -24,8 +24,8 @@ from serving.engines.llama_cpp.native import Context, Model, NativeError, build_
 from serving.engines.llama_cpp.parking import parking_budget
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, Frame, LoadState
 from serving.engines.llama_cpp.sandbox import seal
-from serving.engines.llama_cpp.selftest import measure
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
+from serving.engines.llama_cpp.tuning.device import DeviceTuning
 
 _LAST_STEP_S = 0.5
 _SPEEDS_EVERY_S = 1.0
@@ -40,6 +40,7 @@ class Reporter:
         self._speeds_due = 0.0
         self._sending = threading.Lock()
         self.loop: DecodeLoop | None = None
+        self.tuning: DeviceTuning | None = None
 
     def send(self, frame: Frame) -> None:
         """From any thread. A parent that is gone is noticed by the reader."""
@@ -73,6 +74,8 @@ class Reporter:
         if now >= self._speeds_due:
             self._speeds_due = now + _SPEEDS_EVERY_S
             frame["speeds"] = speeds(self._meter)
+        if self.tuning is not None and (change := self.tuning.take_change()) is not None:
+            frame["threads"] = change
         self.send(frame)
 
 
@@ -120,25 +123,24 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     source = config.chat_template or model.chat_template
     template = load_template(model, source)
     config = dataclasses.replace(config, context_tokens=min(config.context_tokens, model.context_train))
+    tuning = DeviceTuning(config, build_id())
     context = Context(
         model,
         sequences=config.slots,
         context_tokens=config.context_tokens,
         n_batch=config.n_batch,
-        threads=config.threads,
+        threads=tuning.threads,
         kv_type=config.kv_type,
         flash=config.flash,
     )
     loaded = time.monotonic()
-    meter = (
-        SpeedMeter.of_curve(*config.known_speeds)
-        if config.known_speeds
-        else measure(context, config.slots, model.n_vocab)
-    )
+    meter = tuning.meter(context, model)
     reporter = Reporter(sock, meter)
     park_bytes = parking_budget(context, config)
     loop = DecodeLoop(model, context, config, meter, reporter.report, park_bytes)
     reporter.loop = loop
+    reporter.tuning = tuning
+    tuning.attach(loop, context, model, meter, reporter.send)
     preparer = InputPreparer(model, template, config.context_tokens, loop.arrive)
     preparer.start()
     embedder = Embedder(model, config, reporter.send)
@@ -151,6 +153,8 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         "context_tokens": config.context_tokens,
         "repacked_bytes": log.repacked_bytes,
         "speeds": speeds(meter),
+        "speeds_age_s": tuning.speeds_age_s,
+        "threads": tuning.threads,
         "load_ms": (loaded - began) * 1000.0,
         "measure_ms": (time.monotonic() - loaded) * 1000.0,
     }

@@ -17,7 +17,7 @@ from serving.engines.llama_cpp.cache_view import CacheView
 from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, read_entry
 from serving.engines.llama_cpp.crashes import Crashes
 from serving.engines.llama_cpp.embed_desk import EmbedDesk
-from serving.engines.llama_cpp.fit import check_model, memory_limit_bytes
+from serving.engines.llama_cpp.fit import check_model, derive, memory_limit_bytes
 from serving.engines.llama_cpp.gguf_check import GgufHeader
 from serving.engines.llama_cpp.identity import adapter_identities, describe
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
@@ -32,6 +32,7 @@ from serving.engines.llama_cpp.slow_kernel import (
     lacks_fast_kernel,
 )
 from serving.engines.llama_cpp.slumber import Slumber
+from serving.engines.llama_cpp.tuning.kept import KeptCurves
 from serving.engines.llama_cpp.watchdog import Watchdog
 from tidegate.routing.domain import (
     AttemptKey,
@@ -65,6 +66,7 @@ class LlamaCppEngine:
         self._hung = False
         self._quarantined = False
         self._trouble = self._last_end = ""
+        self._threads = settings.threads
         self._memory_limit_bytes = 0
         self._crashes = Crashes(
             longest_pause_s=settings.restart_backoff_max_s,
@@ -75,6 +77,7 @@ class LlamaCppEngine:
         self._digest = ""
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
+        self._kept = KeptCurves(settings.kept_in)
         self._cache = CacheView()
         self._slumber = Slumber(settings.idle_unload_s, clock)
         self._unsent: list[Frame] = []
@@ -82,6 +85,11 @@ class LlamaCppEngine:
         self._tasks: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute at present."""
+        return self._threads
 
     @property
     def child_pid(self) -> int | None:
@@ -115,17 +123,20 @@ class LlamaCppEngine:
 
     async def _load_model(self) -> tuple[GgufHeader, CatalogEntry | None, ChildProcess, Frame]:
         path = self._settings.model_path
+        if self._settings.leaves_open:
+            self._settings = await asyncio.to_thread(derive, self._settings)
         header = await asyncio.to_thread(check_model, self._settings)
         self._memory_limit_bytes = await asyncio.to_thread(memory_limit_bytes, self._settings)
         entry = await asyncio.to_thread(read_entry, path)
         self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
+        await asyncio.to_thread(self._kept.read, self._digest)
         return header, entry, *(await self._launch())
 
     async def _requantize(self) -> None:
         """From now on the faster copy is what is served. Raises EngineUnavailable."""
         settings = self._settings
         faster = await asyncio.to_thread(
-            fast_copy, settings.model_path, settings.model, settings.threads, _LOG.info
+            fast_copy, settings.model_path, settings.model, max(1, settings.threads), _LOG.info
         )
         self._settings = settings.model_copy(update={"model_path": faster})
         self._speeds = Speeds(0.0, ())
@@ -247,7 +258,9 @@ class LlamaCppEngine:
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
         config = self._settings.child_config()
-        config = dataclasses.replace(config, memory_limit_bytes=self._memory_limit_bytes)
+        config = dataclasses.replace(
+            config, memory_limit_bytes=self._memory_limit_bytes, kept=self._kept.for_child()
+        )
         if self._speeds.decode:
             known = (self._speeds.prefill_tokens_per_s, self._speeds.decode)
             config = dataclasses.replace(config, known_speeds=known)
@@ -287,15 +300,20 @@ class LlamaCppEngine:
 
     def _take_over(self, child: ChildProcess, ready: Frame) -> None:
         self._child = child
+        self._threads = int(ready["threads"])
         self._take_speeds(ready["speeds"])
+        self._speeds_at -= ready["speeds_age_s"]
         free = self._settings.slots * int(ready["context_tokens"])
         self._ledger.reported = LoadState(free_cache_tokens=free, seen=self._ledger.reported.seen)
         self._last_progress = self._clock()
         self._hung = False
         self._ready, self._trouble = True, ""
         _LOG.info(
-            "engine child %d is ready: loaded in %.0f ms, measured in %.0f ms",
+            "engine child %d is ready, %d slots of %d tokens (%s): loaded in %.0f ms, measured in %.0f ms",
             child.pid,
+            self._settings.slots,
+            ready["context_tokens"],
+            self._settings.kv_type,
             ready["load_ms"],
             ready["measure_ms"],
         )
@@ -397,6 +415,8 @@ class LlamaCppEngine:
                 elif frame["t"] == "vectors":
                     output = self._embeds.take(frame, self._clock())
                     self._outbox.put([] if output is None else [output])
+                elif frame["t"] == "tuned":
+                    await self._take_tuned(frame)
             except _MALFORMED as error:
                 raise ProtocolError(f"a frame is malformed ({type(error).__name__})") from error
 
@@ -408,6 +428,9 @@ class LlamaCppEngine:
             self._ledger.freed(sid)
         held, evicted = (map(bytes.fromhex, frame.get(side, ())) for side in ("held", "evicted"))
         self._cache.change(held, evicted)
+        if "threads" in frame:
+            self._threads, why = int(frame["threads"][0]), str(frame["threads"][1])
+            _LOG.info("computing with %d threads: %s", self._threads, why)
         if "speeds" in frame:
             self._take_speeds(frame["speeds"])
         outputs = []
@@ -426,6 +449,11 @@ class LlamaCppEngine:
             outputs.append(output)
         self._outbox.put(outputs)
         self._note_idle()
+
+    async def _take_tuned(self, frame: Frame) -> None:
+        await asyncio.to_thread(self._kept.take, frame, self._settings.model_path, self._digest)
+        self._threads = int(frame["threads"])
+        self._take_speeds(frame["speeds"])
 
     def _take_speeds(self, speeds: list[Any]) -> None:
         self._speeds = Speeds(speeds[0], tuple((int(size), float(rate)) for size, rate in speeds[1]))

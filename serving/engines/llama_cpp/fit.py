@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
 from serving.engines.llama_cpp.settings import LlamaCppSettings
+from serving.engines.llama_cpp.variants.choose import Wish, choose
+from serving.engines.llama_cpp.variants.memory import available_memory
 from serving.engines.llama_cpp.variants.plan import Load, Shape, budget_of, model_bytes, require_fit
 
 # On top of what the plan expects: fragments, stacks, heaps per thread, and the plan's own error.
@@ -20,6 +22,23 @@ def check_model(settings: LlamaCppSettings) -> GgufHeader:
     if settings.fit_check and settings.n_gpu_layers == 0:
         require_fit(contents, model_bytes(settings.model_path), _load(settings))
     return contents.header
+
+
+def derive(settings: LlamaCppSettings) -> LlamaCppSettings:
+    """With what was left open chosen from the memory that there is. Blocks. Raises EngineUnavailable."""
+    wish = Wish(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch)
+    shape = Shape.of(read_gguf(settings.model_path), model_bytes(settings.model_path))
+    # With layers on a GPU nobody here knows what takes memory where.
+    available = available_memory() if settings.n_gpu_layers == 0 else None
+    chosen = choose(shape, wish, available, attention=settings.flash_attention)
+    return settings.model_copy(
+        update={
+            "slots": chosen.slots,
+            "context_tokens": chosen.context_tokens,
+            "kv_type": chosen.kv_type,
+            "n_batch": chosen.n_batch,
+        }
+    )
 
 
 def memory_limit_bytes(settings: LlamaCppSettings) -> int:

@@ -62,7 +62,7 @@ def describe(
         build=ready["build"],
         replay_class=ReplayClass.TOKENS,
         replay_digest=replay_digest(digest, ready["build"], settings.kv_type, ready["template"], adapters),
-        hardware_class=hardware_class(settings.threads, settings.n_gpu_layers),
+        hardware_class=hardware_class(ready["threads"], settings.n_gpu_layers),
         speeds=speeds,
     )
 

@@ -75,6 +75,10 @@ class DecodeLoop:
         self._wake = threading.Event()
         self._stopping = False
         self._interrupter = StepInterrupter(context.interrupt, context.resume)
+        # Told (decoded, prefilled, ms) between steps, where something adapts to them.
+        self.after_step: Callable[[int, int, float], None] | None = None
+        # Waits for work; something else may be done meanwhile.
+        self.rest: Callable[[threading.Event], object] = threading.Event.wait
 
     # From other threads.
 
@@ -111,7 +115,7 @@ class DecodeLoop:
                 freed, self._freed = self._freed, []
                 self._report(emissions, freed, self._load())
             if not self._active and not self._queue:
-                self._wake.wait()
+                self.rest(self._wake)
 
     def _take_inbox(self) -> list[Emission]:
         emissions: list[Emission] = []
@@ -256,6 +260,8 @@ class DecodeLoop:
             return []
         step_ms = (self._clock() - began) * 1000.0
         self._planner.observe(decoded=filled - prefilled, prefilled=prefilled, step_ms=step_ms)
+        if self.after_step is not None:
+            self.after_step(filled - prefilled, prefilled, step_ms)
         # First all draws, then all bookkeeping: between two draws the processor's caches hold no Python.
         context = self._context
         tokens = [running.sampler.sample(context, entry, running.index) for running, entry in wanted]

@@ -22,6 +22,11 @@ class SpeedMeter:
         """From what `decode_curve` gave earlier."""
         return cls(prefill_tokens_per_s, {size: 1000.0 / rate for size, rate in decode})
 
+    def renew(self, prefill_tokens_per_s: float, decode: Iterable[tuple[int, float]]) -> None:
+        """Everything measured anew."""
+        self.prefill_tokens_per_s = prefill_tokens_per_s
+        self._step_ms = {size: 1000.0 / rate for size, rate in decode}
+
     def expected_step_ms(self, batch_size: int) -> float:
         """Time of a step that decodes `batch_size` sequences; linear around the measured sizes."""
         if batch_size <= 0:

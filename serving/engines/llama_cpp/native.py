@@ -202,6 +202,10 @@ class Context:
         C.llama_synchronize(self.handle)
         return bool(result == 0)
 
+    def set_threads(self, count: int) -> None:
+        """For every later decode."""
+        C.llama_set_n_threads(self.handle, count, count)
+
     def set_adapter(self, adapter: Any, scale: float) -> None:
         """For every later decode; None for none. Raises NativeError."""
         adapters = (C.llama_adapter_lora_p_ctypes * 1)(adapter)

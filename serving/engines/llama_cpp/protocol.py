@@ -48,7 +48,8 @@ class ChildConfig:
     """What the child is told at start; see LlamaCppSettings for the meaning.
 
     `known_speeds`, (prefill tokens/s, decode curve), is what an earlier child had measured: with it a new one
-    serves sooner. `adapters` are (name, path, scale).
+    serves sooner. `kept` is what was measured of this device and model: {"build", "curves", "measured_s"}.
+    `adapters` are (name, path, scale).
     """
 
     model_path: str
@@ -72,6 +73,9 @@ class ChildConfig:
     embedding_tokens: int = 512
     memory_limit_bytes: int = 0
     flash: bool = False
+    adapt_threads: bool = False
+    tune_after_s: float = 0.0
+    kept: Frame | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from serving.engines.llama_cpp.attention import Attention, uses_flash
 from serving.engines.llama_cpp.protocol import ChildConfig
 
 # A node announces each as a capability, and gateways read no more than 64 of these.
 MAX_ADAPTERS = 32
+_LEAST = {"context_tokens": 256, "n_batch": 32}
 
 
 class DefaultSampling(BaseModel):
@@ -50,14 +51,26 @@ class LlamaCppSettings(BaseModel):
     n_gpu_layers: int = Field(default=0, ge=-1, description="Layers offloaded to a GPU; -1 offloads all.")
     threads: int = Field(
         default=1,
-        ge=1,
-        description="Threads that compute. As many as cores is fastest on an otherwise idle machine and much "
-        "slower when anything else runs, because waiting threads spin.",
+        ge=0,
+        description="Threads that compute, at most; 0 takes what was measured here, and one before that. As "
+        "many as cores is fastest on an otherwise idle machine.",
     )
-    slots: int = Field(default=4, ge=1, le=64, description="Sequences that run at once.")
-    context_tokens: int = Field(default=2048, ge=256, description="Prompt and answer together, per sequence.")
+    adapt_threads: bool = Field(
+        default=True,
+        description="Compute with fewer threads while that is faster: when others take cores, or heat does.",
+    )
+    bench_folder: Path | None = Field(
+        default=None, description="Where measured speeds of this device are kept; unset measures none."
+    )
+    tune_after_s: float = Field(
+        default=0.0, ge=0.0, description="Idle time before the device is measured once; 0 never."
+    )
+    slots: int = Field(default=4, ge=0, le=64, description="Sequences that run at once; 0 derives it.")
+    context_tokens: int = Field(
+        default=2048, ge=0, description="Prompt and answer together, per sequence; 0 derives it from memory."
+    )
     queue_limit: int = Field(default=16, ge=0, description="Sequences that may wait for a slot.")
-    n_batch: int = Field(default=512, ge=32, description="Most tokens that one step computes.")
+    n_batch: int = Field(default=512, ge=0, description="Most tokens that one step computes; 0 derives it.")
     prefill_chunk: int = Field(
         default=256,
         ge=16,
@@ -68,8 +81,10 @@ class LlamaCppSettings(BaseModel):
         gt=0.0,
         description="How long prompt tokens may make one step while sequences are answering.",
     )
-    kv_type: Literal["f16", "q8_0"] = Field(
-        default="f16", description="q8_0 halves the memory of the cache and costs about 15 % of the speed."
+    kv_type: Literal["auto", "f16", "q8_0"] = Field(
+        default="f16",
+        description="q8_0 halves the memory of the cache and costs about 15 % of the speed; auto takes it "
+        "where memory is short.",
     )
     flash_attention: Attention = Field(
         default="auto", description="auto: with a GPU or a quantized cache, else it is slower."
@@ -122,6 +137,14 @@ class LlamaCppSettings(BaseModel):
     )
     debug: bool = Field(default=False, description="Let llama.cpp write its log to standard error.")
 
+    @field_validator("context_tokens", "n_batch")
+    @classmethod
+    def _derived_or_enough(cls, value: int, info: ValidationInfo) -> int:
+        least = _LEAST[info.field_name or ""]
+        if 0 < value < least:
+            raise ValueError(f"must be 0 or at least {least}")
+        return value
+
     @field_validator("adapters")
     @classmethod
     def _names_differ(cls, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
@@ -132,6 +155,16 @@ class LlamaCppSettings(BaseModel):
     @property
     def uses_flash(self) -> bool:
         return uses_flash(self.flash_attention, self.kv_type, self.n_gpu_layers)
+
+    @property
+    def leaves_open(self) -> bool:
+        """Whether something is to be derived from memory before a child can start."""
+        return self.kv_type == "auto" or 0 in (self.slots, self.context_tokens, self.n_batch)
+
+    @property
+    def kept_in(self) -> Path | None:
+        """Where speeds of this device are kept. With a GPU they are not told apart by what it does."""
+        return self.bench_folder if self.n_gpu_layers == 0 else None
 
     def child_config(self) -> ChildConfig:
         """The part of the settings that the child process needs."""
@@ -155,4 +188,7 @@ class LlamaCppSettings(BaseModel):
             adapters=[(adapter.name, str(adapter.path), adapter.scale) for adapter in self.adapters],
             pooling=self.embeddings,
             embedding_tokens=self.embedding_tokens,
+            # What layers on a GPU take says nothing about cores.
+            adapt_threads=self.adapt_threads and self.n_gpu_layers == 0,
+            tune_after_s=self.tune_after_s if self.kept_in is not None else 0.0,
         )

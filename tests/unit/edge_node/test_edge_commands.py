@@ -9,14 +9,13 @@ import pytest
 
 from edge_node.__main__ import main
 from edge_node.commands import COMMANDS
-from edge_node.commands.bench import threads_to_try
 from edge_node.commands.common import find_model, quantizations
 from edge_node.commands.quantize import fallback_lines
 from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import bundled_model, default_models_dir
 from serving.engines.llama_cpp.catalog import file_digest
 from serving.engines.llama_cpp.gguf_check import GgufContents, GgufHeader, GgufTensor, read_gguf
-from serving.engines.llama_cpp.variants.curves import Bench, Curve, save
+from serving.engines.llama_cpp.variants.curves import Bench, Curve, save, threads_to_try
 
 
 def contents(*tensors: GgufTensor) -> GgufContents:

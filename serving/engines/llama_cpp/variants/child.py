@@ -6,20 +6,22 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from serving.engines.llama_cpp.isolate import isolate
 from serving.engines.llama_cpp.load_log import LoadLog
-from serving.engines.llama_cpp.native import C, Context, Model, NativeError, start_backend
+from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
 from serving.engines.llama_cpp.prepare_child import BACKGROUND, quantize
 from serving.engines.llama_cpp.quality import perplexity
 from serving.engines.llama_cpp.variants.rates import decode_step_ms, prefill_rate, random_prompt
+from serving.engines.llama_cpp.variants.sweep import DECODE_STEPS, PROMPT_TOKENS, Sweep, sweep_prompt
 from serving.engines.llama_cpp.variants.tasks import accuracy, questions_digest, read_questions
 
 _DECODE_STEPS = 24
 _PROMPT_TOKENS = 256
-_SWEEP_CHUNKS = (16, 64, 256)
+_POINT_S = 0.6
 
 
 def score_without(task: dict[str, Any]) -> float:
@@ -56,27 +58,20 @@ def measure(task: dict[str, Any]) -> dict[str, object]:
     return figures | _memory() | {"accuracy_items": len(questions), "accuracy_text": questions_digest()}
 
 
-def sweep(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Prefill and decode rates at each number of threads: the members of curves.Curve."""
+def sweep(task: dict[str, Any]) -> dict[str, Any]:
+    """Prefill and decode rates at each number of threads, and with which build."""
     sizes, threads = sorted(task["sizes"]), task["threads"]
     model = Model(task["path"])
-    context = _context(model, sizes[-1], _PROMPT_TOKENS + _DECODE_STEPS, max(threads))
-    found = []
-    for number, count in enumerate(threads):
-        C.llama_set_n_threads(context.handle, count, count)
-        # Slow devices take a shorter prompt: a second is enough to tell a rate.
-        rate = prefill_rate(context, random_prompt(model.n_vocab, 16), chunk=16, repeats=2)
-        length = min(_PROMPT_TOKENS, max(_SWEEP_CHUNKS[0], int(rate)))
-        prompt = random_prompt(model.n_vocab, length)
-        chunks = [chunk for chunk in _SWEEP_CHUNKS if chunk <= length]
-        prefill = [(chunk, prefill_rate(context, prompt, chunk=chunk, repeats=2)) for chunk in chunks]
-        decode = []
-        for size in sizes:
-            step_ms = decode_step_ms(context, size, depth=length, steps=_DECODE_STEPS)
-            decode.append((size, 1000.0 / step_ms))
-        found.append({"threads": count, "prefill": prefill, "decode": decode})
-        say({"share": (number + 1) / len(threads)})
-    return found
+    tokens = PROMPT_TOKENS + DECODE_STEPS + 1
+    context = _context(model, sizes[-1], tokens, max(threads))
+    prompt = sweep_prompt(model.n_vocab, tokens)
+    measuring = Sweep(context, prompt, threads=threads, sizes=sizes, point_s=_POINT_S)
+    told = 0
+    for _ in measuring.steps():
+        if len(measuring.curves) > told:
+            told = len(measuring.curves)
+            say({"share": told / len(threads)})
+    return {"build": build_id(), "curves": [asdict(curve) for curve in measuring.curves]}
 
 
 def _context(model: Model, slots: int, context_tokens: int, threads: int) -> Context:

@@ -1,11 +1,14 @@
 """Speed curves of one model on one device: measured, kept, shown. The daemon may read what was kept.
 
-FOLDER/DIGEST.json holds one model's curves; FOLDER is the node's own, so that it means this device.
+FOLDER/DIGEST.json holds one model's curves; FOLDER is the node's own, so that it means this device. They
+count as long as processor, cores and the engine's build are the same.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +20,10 @@ from serving.engines.llama_cpp.identity import hardware_class
 from serving.engines.llama_cpp.native_task import Progress, run_task
 
 _MODULE = "serving.engines.llama_cpp.variants.child"
+# In the node's state folder.
+FOLDER = "bench"
 _BAR_CHARACTERS = 30
+_CLOSE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +43,46 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """`hardware` is the processor; `measured_on` a date like 2026-01-31."""
+    """`hardware` is as hardware() says; `measured_on` a date like 2026-01-31, `measured_s` Unix time."""
 
     model: str
     digest: str
     hardware: str
     measured_on: str
     curves: tuple[Curve, ...]
+    build: str = ""
+    measured_s: float = 0.0
+
+
+def cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> str:
+    """What curves are measured on."""
+    return f"{hardware_class(1, 0).rpartition('/')[0]}, {cores()} cores"
+
+
+def threads_to_try(count: int) -> list[int]:
+    """Powers of two below the number of cores, and that number."""
+    return sorted({*(1 << bits for bits in range(count.bit_length()) if 1 << bits < count), count})
 
 
 def measure_curves(
-    path: Path, *, threads: Sequence[int], sizes: Sequence[int], today: str, progress: Progress
+    path: Path, *, threads: Sequence[int], sizes: Sequence[int], now_s: float, progress: Progress
 ) -> Bench:
-    """Every size at every number of threads. Blocks. Raises EngineUnavailable."""
+    """Every size at every number of threads. `now_s` is Unix time. Blocks. Raises EngineUnavailable."""
     task = {"task": "sweep", "path": str(path), "threads": list(threads), "sizes": list(sizes)}
     found = run_task(_MODULE, task, f"measuring {path.name}", progress)
-    hardware = hardware_class(1, 0).rpartition("/")[0]
-    return Bench(path.name, file_digest(path), hardware, today, tuple(Curve.parse(each) for each in found))
+    return bench_of(path, file_digest(path), found, now_s)
+
+
+def bench_of(path: Path, digest: str, found: Any, now_s: float) -> Bench:
+    """From what a child measured: {"build", "curves"}. Raises KeyError, TypeError or ValueError."""
+    today = datetime.date.fromtimestamp(now_s).isoformat()
+    measured = tuple(Curve.parse(each) for each in found["curves"])
+    return Bench(path.name, digest, hardware(), today, measured, str(found["build"]), now_s)
 
 
 def save(bench: Bench, folder: Path) -> Path:
@@ -71,7 +100,9 @@ def load(folder: Path, digest: str) -> Bench | None:
     try:
         data = json.loads(_file(folder, digest).read_bytes())
         curves = tuple(Curve.parse(each) for each in data["curves"])
-        return Bench(data["model"], data["digest"], data["hardware"], data["measured_on"], curves)
+        about = (data["model"], data["digest"], data["hardware"], data["measured_on"])
+        # Kept by versions before 0.2 without these two: they then count nowhere, and are only shown.
+        return Bench(*about, curves, str(data.get("build", "")), float(data.get("measured_s", 0.0)))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -87,6 +118,17 @@ def fastest_threads(bench: Bench, sequences: int) -> int:
         return min(curve.decode, key=lambda point: (abs(point[0] - sequences), point[0]))[1]
 
     return max(bench.curves, key=rate).threads
+
+
+def best_threads(curves: Sequence[Curve]) -> int:
+    """The fewest that come close to the best over all sizes and prompts: others need the cores, too."""
+
+    def score(curve: Curve) -> float:
+        rates = [rate for _, rate in (*curve.decode, *curve.prefill[-1:])]
+        return sum(map(math.log, rates)) / len(rates)
+
+    best = max(map(score, curves))
+    return min(curve.threads for curve in curves if score(curve) >= best + math.log(_CLOSE))
 
 
 def lines(bench: Bench) -> list[str]:

@@ -18,8 +18,9 @@ from serving.engines.llama_cpp.attention import scores_bytes, step_tokens
 from serving.engines.llama_cpp.gguf_check import GgufArray, GgufContents
 from serving.engines.llama_cpp.variants.memory import AvailableMemory, available_memory
 
-# Bytes per cached number: q8_0 keeps 32 numbers in 34 bytes.
-KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
+# Bytes per cached number: q8_0 keeps blocks of 32 numbers in 34 bytes each, of rows that such blocks fill.
+_Q8_BLOCK = 32
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / _Q8_BLOCK}
 # llama.cpp rounds each sequence's cache up to whole blocks.
 _CACHE_BLOCK = 256
 # Interpreter, numpy and llama.cpp's libraries in the engine's process; aiohttp and the rest in the daemon's.
@@ -42,6 +43,7 @@ class Shape:
     heads: int
     vocabulary: int
     context_train: int
+    takes_q8_cache: bool = True
 
     @classmethod
     def of(cls, contents: GgufContents, file_bytes: int) -> Shape:
@@ -59,6 +61,7 @@ class Shape:
             heads=heads,
             vocabulary=tokens.length if isinstance(tokens, GgufArray) else 0,
             context_train=contents.header.context_tokens,
+            takes_q8_cache=key % _Q8_BLOCK == 0 and value % _Q8_BLOCK == 0,
         )
 
 

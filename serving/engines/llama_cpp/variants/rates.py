@@ -27,7 +27,7 @@ def prefill_rate(
         context.clear()
         began = clock()
         for start in range(0, len(prompt), chunk):
-            _step(context, [(0, prompt[start : start + chunk], start)])
+            compute(context, [(0, prompt[start : start + chunk], start)])
         rates.append(len(prompt) / max(clock() - began, 1e-9))
     return statistics.median(rates)
 
@@ -43,12 +43,12 @@ def decode_step_ms(
     times = []
     for step in range(steps):
         began = clock()
-        _step(context, [(s, tokens, (depth if s == 0 else 0) + step) for s in range(size)])
+        compute(context, [(s, tokens, (depth if s == 0 else 0) + step) for s in range(size)])
         times.append((clock() - began) * 1000.0)
     return max(statistics.median(times), 1e-6)
 
 
-def _step(context: Context, parts: Sequence[tuple[int, Tokens, int]]) -> None:
+def compute(context: Context, parts: Sequence[tuple[int, Tokens, int]]) -> None:
     """Computes (sequence, tokens, first position) parts, sequences ascending, in one batch."""
     count = 0
     for sequence, tokens, position in parts:

@@ -72,7 +72,7 @@ async def test_a_crashed_engine_is_not_ready_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = OracleEngine(OracleSettings(restart_s=0.05))
-    monkeypatch.setattr("serving.node_program.build_engine", lambda _: engine)
+    monkeypatch.setattr("serving.node_program.build_engine", lambda *_, **__: engine)
     node = NodeProgram(settings(tmp_path), ProgramArgs())
     async with running(node):
         await until_ready(node)
@@ -130,7 +130,7 @@ async def test_a_part_that_ends_ends_the_program(
 ) -> None:
     engine = Breaking()
     with monkeypatch.context() as patch:
-        patch.setattr("serving.node_program.build_engine", lambda _: engine)
+        patch.setattr("serving.node_program.build_engine", lambda *_, **__: engine)
         node = NodeProgram(settings(tmp_path, LINK__GATEWAYS="127.0.0.1:1"), ProgramArgs())
     life = asyncio.create_task(node.run(asyncio.Event()))
     await until_ready(node)
@@ -154,7 +154,7 @@ async def test_an_engine_that_cannot_start_ends_the_program_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("serving.node_program.build_engine", lambda _: NoModel(OracleSettings()))
+        patch.setattr("serving.node_program.build_engine", lambda *_, **__: NoModel(OracleSettings()))
         node = NodeProgram(settings(tmp_path), ProgramArgs())
     with pytest.raises(ProgramError, match="the model is gone: put it back"):
         await node.run(asyncio.Event())

@@ -44,7 +44,7 @@ def test_a_defect_with_one_input_is_that_input_s_alone() -> None:
 def test_grammars_of_requests_are_announced_only_where_they_are_taken(allowed: bool) -> None:
     settings = LlamaCppSettings(model_path=Path("m.gguf"), model="m", grammars=allowed)
     header = GgufHeader(3, "llama", "Q4_0", 512, True, 1)
-    ready = {"build": "b", "template": "t", "context_tokens": 512}
+    ready = {"build": "b", "template": "t", "context_tokens": 512, "threads": 1}
     info = describe(settings, header, None, "digest", ready, Speeds(1.0, ()))
     assert ("grammar" in info.variants[0].capabilities) is allowed
     assert "json_schema" in info.variants[0].capabilities

@@ -171,7 +171,7 @@ def test_the_child_gets_no_secrets_of_the_daemon() -> None:
 
 def test_settings_are_checked(tmp_path: object) -> None:
     with pytest.raises(ValidationError):
-        LlamaCppSettings(model_path="m.gguf", model="m", slots=0)  # type: ignore[arg-type]
+        LlamaCppSettings(model_path="m.gguf", model="m", slots=65)  # type: ignore[arg-type]
     with pytest.raises(ValidationError):
         LlamaCppSettings(model_path="m.gguf", model="m", threds=2)  # type: ignore[call-arg, arg-type]
     config = LlamaCppSettings(model_path="m.gguf", model="m", slots=64, n_batch=32).child_config()  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ async def test_it_is_served_as_it_is_or_as_a_faster_copy(
 def test_measured_quality_is_announced() -> None:
     figures = Figures("cpu/1t", "2026-01-02", 1, 4, 512, 90.0, 1, 1, 0, 700.0, 150.0, 280.0, 0.7, 60)
     entry = CatalogEntry(MODEL, "Q4_0", "sha256:1", 9, 1, 8192, 30.5, "", "", (), 0, figures)
-    ready = {"context_tokens": 256, "template": "", "build": "b"}
+    ready = {"context_tokens": 256, "template": "", "build": "b", "threads": 1}
     header = read_gguf(bundled_model()).header
 
     def announced(known: CatalogEntry | None) -> tuple[float | None, float | None]:

@@ -27,6 +27,8 @@ READY = {
     "load_ms": 1.0,
     "measure_ms": 1.0,
     "repacked_bytes": 1,
+    "threads": 1,
+    "speeds_age_s": 0.0,
 }
 WORK = Work(AttemptKey("r", 1), "t", "", InputKind.TEXT, b"x", Sampling(), 8)
 Step = dict[str, Any] | Exception | float | None

@@ -45,11 +45,13 @@ def test_the_curve_is_shown_with_bars() -> None:
 
 def test_a_model_is_swept(model_path: Path) -> None:
     found = curves.measure_curves(
-        model_path, threads=[1], sizes=[2, 1], today="2026-01-02", progress=lambda line: None
+        model_path, threads=[1], sizes=[2, 1], now_s=1_767_312_000.0, progress=lambda line: None
     )
     (curve,) = found.curves
     assert [size for size, _ in curve.decode] == [1, 2]
     assert curve.prefill[0][0] == 16
     assert all(rate > 0.0 for _, rate in (*curve.prefill, *curve.decode))
     assert curve.prefill[-1][1] > curve.decode[0][1]
-    assert "/" not in found.hardware
+    assert found.hardware == curves.hardware()
+    assert found.measured_on.startswith("2026-01-0")
+    assert found.build

@@ -1,0 +1,1 @@
+"""How the engine fits itself to its device: threads while it runs, and what it measures of itself first."""
