@@ -109,9 +109,10 @@ async def test_program_that_does_not_exist(tmp_path: Path) -> None:
 
 async def test_asked_to_stop_it_may_clean_up(run: Run) -> None:
     child = run(
-        "import signal, sys, time\n"
+        "import os, signal, sys, time\n"
         "def end(*_): print('cleaned up'); sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, end); print('up'); time.sleep(60)"
+        # One write: print() may be struck between the word and the end of its line.
+        "signal.signal(signal.SIGTERM, end); os.write(1, b'up\\n'); time.sleep(60)"
     )
     await said(child, "up")
     began_s = time.monotonic()
