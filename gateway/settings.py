@@ -161,6 +161,17 @@ class QualitySettings(Section):
     drawn_share: float = Field(
         default=0.02, gt=0, le=1, description="Chance of each answer to be drawn for a verdict"
     )
+    order: tuple[str, ...] = Field(
+        default=(),
+        description="Variants from the best down, before all it does not name: model, MODEL:QUANTIZATION or "
+        "digest. For models whose perplexity nobody can measure; without it these count as worst",
+    )
+    verdicts_per_minute: float = Field(
+        default=600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Verdicts that one API key may give per minute; more are refused with RetryInfo",
+    )
     certificates: Path | None = Field(
         default=None, description="Folder that `tidegate calibrate` writes certificates to; unset: none"
     )

@@ -37,7 +37,7 @@ from tidegate.routing.admission import AdmissionQueue
 from tidegate.routing.baselines import policy_named
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.margin import Margins
-from tidegate.routing.quality import CertifiedQuality
+from tidegate.routing.quality import CertifiedQuality, RankedQuality
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,10 @@ class GatewayApp:
             new_token=lambda: secrets.token_urlsafe(24),
             resume_tokens=ResumeTokens(secret),
             outcomes=self._outcomes,
-            quality_of=lambda snapshot: CertifiedQuality(snapshot, self._certificates.by_variant),
+            quality_of=lambda snapshot: CertifiedQuality(
+                snapshot, self._certificates.by_variant, s.quality.order
+            ),
+            ranked_of=lambda snapshot: RankedQuality(snapshot, s.quality.order),
         )
 
     async def start(self) -> Ports:

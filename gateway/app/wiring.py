@@ -12,6 +12,7 @@ from gateway.dispatch import DataClasses, DispatchOptions, Levels
 from gateway.dispatch.attempt import StallLimits
 from gateway.dispatch.caller import Client
 from gateway.dispatch.outcomes import Outcomes
+from gateway.dispatch.rates import Rates
 from gateway.settings import GatewaySettings
 from gateway.state import OperatorTable, Store
 from gateway.state.memory_store import MemoryStore
@@ -60,7 +61,7 @@ def clients(settings: GatewaySettings) -> ClientDirectory:
     """API keys. Raises SettingsError for one that cannot be read."""
     try:
         return ClientDirectory(
-            ClientEntry(c.name, c.key.read(), Client(c.tenant, c.data_class, c.admin))
+            ClientEntry(c.name, c.key.read(), Client(c.tenant, c.data_class, c.admin, c.name))
             for c in settings.clients
         )
     except ValueError as error:
@@ -167,7 +168,8 @@ def outcomes(settings: GatewaySettings) -> Outcomes:
         writer = OutcomeLog(quality.outcome_log, max_bytes=quality.outcome_log_mbytes * 1_000_000)
     except OSError as error:
         raise SettingsError(f"quality.outcome_log: {error}") from None
-    return Outcomes(writer, share=quality.drawn_share, wall_clock=time.time, rng=random.random)
+    rates = Rates("verdicts", quality.verdicts_per_minute, time.monotonic)
+    return Outcomes(writer, share=quality.drawn_share, wall_clock=time.time, rng=random.random, rates=rates)
 
 
 def analyzer(settings: GatewaySettings, secret: bytes) -> Analyzer:

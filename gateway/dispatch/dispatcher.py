@@ -103,6 +103,7 @@ class Dispatcher:
         resume_tokens: ResumeTokens,
         outcomes: Outcomes | None = None,
         quality_of: Callable[[Snapshot], QualityModel] = RankedQuality,
+        ranked_of: Callable[[Snapshot], RankedQuality] = RankedQuality,
     ) -> None:
         self._fleet = fleet
         self._upstream = upstream
@@ -123,7 +124,10 @@ class Dispatcher:
         self._resume_tokens = resume_tokens
         self._outcomes = outcomes or Outcomes()
         self._quality_of = quality_of
-        self._shadows = Shadows(self._route_query, self._attempt, self._audit, facts, metrics, log, clock)
+        self._ranked_of = ranked_of
+        self._shadows = Shadows(
+            self._route_query, self._attempt, self._audit, facts, metrics, log, clock, self._paired
+        )
 
     def explain(self, request: GenerateRequest, client: Client) -> Decision:
         """The decision for this request now, and nothing else. Raises ServeError for bad input."""
@@ -151,9 +155,13 @@ class Dispatcher:
         """Ends what runs beside the requests."""
         await self._shadows.close()
 
-    def feedback(self, request_id: str, client: Client, *, worse: bool) -> None:
-        """Keeps a verdict on an answer. Raises ServeError where no outcomes are kept."""
-        self._outcomes.verdict(request_id, client, worse=worse)
+    def feedback(self, request_id: str, client: Client, *, worse: bool, variant: str = "") -> None:
+        """Keeps a verdict on an answer, or on that of `variant` of a pair. Raises ServeError where none are
+        kept, and for verdicts that come too fast."""
+        self._outcomes.verdict(request_id, client, worse=worse, variant=variant)
+
+    def _paired(self, run: RequestRun, served: Choice, copied: Choice) -> None:
+        self._outcomes.paired(run, served, copied, self._ranked_of(self._fleet.snapshot()).is_best)
 
     async def generate(self, request: GenerateRequest, client: Client) -> AsyncGenerator[GenerateEvent, None]:
         """Streams the answer; closing the iterator frees the node. Raises ServeError."""
@@ -232,7 +240,7 @@ class Dispatcher:
                 finished = self._finished(run, choice, attempt.outcome)
                 usage = finished.usage
                 self._line.finished(turn, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens)
-                self._shadows.start(run)
+                self._shadows.start(run, choice)
                 yield finished
                 return
             failed = self._failed(run, choice, attempt.outcome.result)

@@ -40,7 +40,9 @@ class Shadows:
         metrics: Metrics,
         log: RequestLog,
         clock: Callable[[], float],
+        paired: Callable[[RequestRun, Choice, Choice], None],
     ) -> None:
+        """`paired` is told of each copy that was answered: whose, and which two choices."""
         self._route = route
         self._attempt = attempt
         self._audit = audit
@@ -48,10 +50,11 @@ class Shadows:
         self._metrics = metrics
         self._log = log
         self._clock = clock
+        self._paired = paired
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, run: RequestRun) -> None:
-        """Nothing where the request has no shadow, or nobody has time for it."""
+    def start(self, run: RequestRun, served: Choice) -> None:
+        """`served` has answered. Nothing where the request has no shadow, or nobody has time for it."""
         model = run.resolved.shadow
         if not model or run.request.embed:
             return
@@ -62,7 +65,7 @@ class Shadows:
         if isinstance(plan, Refusal) or not _is_free(plan.first) or len(self._tasks) >= MAX_AT_ONCE:
             self._metrics.shadows.labels("skipped").inc()
             return
-        task = asyncio.create_task(self._run(run, plan, query), name="shadow")
+        task = asyncio.create_task(self._run(run, served, plan, query), name="shadow")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -71,7 +74,7 @@ class Shadows:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, asked: RequestRun, plan: Plan, query: RouteQuery) -> None:
+    async def _run(self, asked: RequestRun, served: Choice, plan: Plan, query: RouteQuery) -> None:
         choice = plan.first
         request = replace(asked.request, priority=LOWEST_PRIORITY, budget=Budget())
         row = RequestRow(
@@ -94,6 +97,8 @@ class Shadows:
             usage = usage_of(attempt.outcome)
             row.prompt_tokens, row.completion_tokens = usage.prompt_tokens, usage.completion_tokens
             row.ttft_ms, row.total_ms = (attempt.ttft_s or 0.0) * 1000, attempt.outcome.duration_s * 1000
+            if outcome == "answered":
+                self._paired(asked, served, choice)
         finally:
             attempt.close()
             self._facts.attempt(choice, attempt, self._clock())

@@ -1,8 +1,8 @@
 """The outcome log: what `tidegate calibrate` certifies from. JSON lines, never prompt text, bounded, rotated.
 
-Two kinds of lines. One per answered request: who answered, how difficult the prompt was, whether it was
-drawn by chance to be judged and with which propensity. One per verdict: which request, and whether its
-answer was worse."""
+Three kinds of lines. One per answered request: who answered, how difficult the prompt was, whether it was
+drawn by chance to be judged and with which propensity. One per pair, where a copy was answered too: which two
+variants. One per verdict: which request, of a pair which variant, and whether its answer was worse."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ Source = Literal["feedback", "pair", "escalation"]
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRow:
-    """One answered request. `at_s` is seconds since 1970. `drawn` means that a verdict is wanted.
-
-    A pair names in `paired_with` the variant whose answer the served one is compared with; empty: with what
-    the judge expects of the best variant.
-    """
+    """One answered request. `at_s` is seconds since 1970. `drawn` means that a verdict is wanted."""
 
     request: str
     tenant: str
@@ -36,18 +32,42 @@ class OutcomeRow:
     data_class: str
     propensity: float
     drawn: bool
-    paired_with: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Two variants answered the same request: `variant` is to be judged beside `paired_with`.
+
+    `propensity` is the chance with which the copy was drawn; that it also ran depends on how busy its nodes
+    were, never on an answer. `against_best`: the other one was the best variant of the fleet then.
+    """
+
+    request: str
+    tenant: str
+    at_s: float
+    difficulty: float
+    variant: str
+    model: str
+    data_class: str
+    propensity: float
+    paired_with: str
+    against_best: bool
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictRow:
-    """What became known of a request's answer."""
+    """What became known of a request's answer; of a pair of that of `variant`, beside the other one's."""
 
     request: str
     tenant: str
     at_s: float
     worse: bool
     source: Source
+    variant: str = ""
+
+
+Row = OutcomeRow | PairRow | VerdictRow
+_KINDS: dict[type[Row], str] = {OutcomeRow: "answer", PairRow: "pair", VerdictRow: "verdict"}
 
 
 class _Quiet(RotatingFileHandler):
@@ -73,8 +93,8 @@ class OutcomeLog:
         """Lines that could not be written."""
         return self._handler.lost
 
-    def write(self, row: OutcomeRow | VerdictRow) -> None:
-        kind = "verdict" if isinstance(row, VerdictRow) else "answer"
+    def write(self, row: Row) -> None:
+        kind = _KINDS[type(row)]
         fields = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}
         line = json.dumps({"v": VERSION, "kind": kind, **fields}, separators=(",", ":"))
         record = logging.LogRecord("outcomes", logging.INFO, "", 0, line, None, None)

@@ -150,8 +150,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def Feedback(self, request: pb.FeedbackRequest, context: Any) -> pb.FeedbackResponse:
         client = self._authenticate(context)
-        request_id, worse = codec.decode_feedback(request)
-        self._dispatcher.feedback(request_id, client, worse=worse)
+        judged = codec.decode_feedback(request)
+        self._dispatcher.feedback(judged.request_id, client, worse=judged.worse, variant=judged.variant)
         return pb.FeedbackResponse()
 
     def _nodes(self) -> list[NodeInfo]:

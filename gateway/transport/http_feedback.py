@@ -1,4 +1,4 @@
-"""POST /v1/feedback: {"request_id": ..., "worse": true | false}, for callers of the OpenAI API."""
+"""POST /v1/feedback: {"request_id", "worse": true | false, "variant"?}, for callers of the OpenAI API."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from aiohttp import web
 from gateway.dispatch import Dispatcher
 from gateway.transport.clients import ClientDirectory
 from tidegate.routing.domain import Code, ServeError
+from tidegate.wire.codec import MAX_DIGEST_CHARS, Judgement
+from tidegate.wire.common import label
 from tidegate.wire.validate import check_request_id
 
 MAX_BODY_BYTES = 4096
@@ -23,14 +25,15 @@ def add_feedback(app: web.Application, dispatcher: Dispatcher, clients: ClientDi
     async def feedback(request: web.Request) -> web.Response:
         caller = clients.http_caller(_ascii(request.headers.get("Authorization")))
         data = await request.content.read(MAX_BODY_BYTES + 1)
-        request_id, worse = parse(data)
-        dispatcher.feedback(request_id, clients.client(caller.tenant), worse=worse)
+        judged = parse(data)
+        client = clients.client(caller.tenant)
+        dispatcher.feedback(judged.request_id, client, worse=judged.worse, variant=judged.variant)
         return web.json_response({"recorded": True})
 
     app.router.add_post("/v1/feedback", feedback)
 
 
-def parse(data: bytes) -> tuple[str, bool]:
+def parse(data: bytes) -> Judgement:
     """Raises ServeError(INVALID_ARGUMENT)."""
     if len(data) > MAX_BODY_BYTES:
         raise _invalid("", f"the body is longer than {MAX_BODY_BYTES} bytes")
@@ -45,9 +48,13 @@ def parse(data: bytes) -> tuple[str, bool]:
         raise _invalid("request_id", "request_id: must be a string")
     if not isinstance(worse, bool):
         raise _invalid("worse", "worse: must be true or false")
+    variant = body.get("variant", "")
+    if not isinstance(variant, str):
+        raise _invalid("variant", "variant: must be a string")
     for prefix in PREFIXES:
         request_id = request_id.removeprefix(prefix)
-    return check_request_id(request_id), worse
+    variant = label(variant, "variant", limit=MAX_DIGEST_CHARS)
+    return Judgement(check_request_id(request_id), worse, variant)
 
 
 def _ascii(authorization: str | None) -> str | None:

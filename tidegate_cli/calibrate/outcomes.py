@@ -1,4 +1,10 @@
-"""Reads the gateway's outcome log: answers in the order of time, joined with their verdicts."""
+"""Reads the gateway's outcome log: answers in the order of time, joined with their verdicts.
+
+With pairs, a request whose copy was answered too teaches of the variant that is compared with the best one,
+and nothing else: counted once more by its own draw it would be two bets on one outcome. Whether a copy ran
+does not depend on any answer, so of pairs all are looked at. Without a verdict one counts as worse, as any
+silence does.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,9 @@ from typing import Any
 from tidegate.routing.certify import Seen
 
 Key = tuple[str, str]
+# By tenant, request, and the variant of a pair ("": the answer that was given).
+Verdicts = dict[tuple[str, str, str], bool]
+_ALL_DRAWN: dict[str, Any] = {"propensity": 1.0, "drawn": True}
 
 
 @dataclass(slots=True)
@@ -30,13 +39,14 @@ class VariantLog:
 
 @dataclass(slots=True)
 class Log:
-    """What the files hold. `unusable` counts lines that are none of ours."""
+    """What the files hold. `unusable` counts lines that are none of ours, `pairs` those that count."""
 
     variants: dict[str, VariantLog]
     answers: int = 0
     verdicts: int = 0
     too_young: int = 0
     unusable: int = 0
+    pairs: int = 0
 
 
 def with_rotated(path: Path) -> list[Path]:
@@ -48,24 +58,30 @@ def with_rotated(path: Path) -> list[Path]:
     return [*rotated, path]
 
 
-def read(paths: Iterable[Path], until_s: float) -> Log:
+def read(paths: Iterable[Path], until_s: float, *, pairs: bool = False) -> Log:
     """`until_s`: answers after it are left out, whatever is known of them: their verdicts may still come.
+    `pairs`: count copies too.
 
     Raises OSError for a file that cannot be read.
     """
     files = [file for path in paths for file in with_rotated(path)]
     log = Log(variants={})
     verdicts, labels = _verdicts(files, log)
+    paired = _paired(files) if pairs else frozenset()
     for row in _rows(files):
-        if row is None or row.get("kind") != "answer":
+        if row is None or row.get("kind") not in (("answer", "pair") if pairs else ("answer",)):
             continue
-        seen = _seen(row, verdicts, labels)
+        is_pair = row["kind"] == "pair"
+        if is_pair != (_key(row) in paired):
+            continue
+        seen = _seen(row | _ALL_DRAWN if is_pair else row, verdicts, labels)
         if seen is None:
             log.unusable += 1
         elif row["at_s"] > until_s:
             log.too_young += 1
         else:
             log.answers += 1
+            log.pairs += is_pair
             digest = str(row["variant"])
             variant = log.variants.setdefault(digest, VariantLog(digest, str(row.get("model", ""))))
             variant.seen.append(seen[0])
@@ -73,18 +89,20 @@ def read(paths: Iterable[Path], until_s: float) -> Log:
     return log
 
 
-def _verdicts(files: Iterable[Path], log: Log) -> tuple[dict[Key, bool], Counter[Key]]:
+def _verdicts(files: Iterable[Path], log: Log) -> tuple[Verdicts, Counter[Key]]:
     """The last verdict per request, and how many answers bear each HTTP request label."""
-    verdicts: dict[Key, bool] = {}
+    verdicts: Verdicts = {}
     labels: Counter[Key] = Counter()
     for row in _rows(files):
         kind = None if row is None else row.get("kind")
-        key = None if row is None else (str(row.get("tenant")), str(row.get("request")))
-        if row is None or key is None or kind not in ("answer", "verdict"):
+        key = None if row is None else _key(row)
+        if row is None or key is None or kind not in ("answer", "pair", "verdict"):
             log.unusable += 1
+        elif kind == "pair":
+            continue
         elif kind == "verdict":
             if isinstance(row.get("worse"), bool):
-                verdicts[key] = row["worse"]
+                verdicts[*key, str(row.get("variant", ""))] = row["worse"]
                 log.verdicts += 1
             else:
                 log.unusable += 1
@@ -93,7 +111,16 @@ def _verdicts(files: Iterable[Path], log: Log) -> tuple[dict[Key, bool], Counter
     return verdicts, labels
 
 
-def _seen(row: dict[str, Any], verdicts: dict[Key, bool], labels: Counter[Key]) -> tuple[Seen, bool] | None:
+def _paired(files: Iterable[Path]) -> frozenset[Key]:
+    """Requests of which a variant was compared with the best one."""
+    return frozenset(
+        _key(row)
+        for row in _rows(files)
+        if row is not None and row.get("kind") == "pair" and row.get("against_best") is True
+    )
+
+
+def _seen(row: dict[str, Any], verdicts: Verdicts, labels: Counter[Key]) -> tuple[Seen, bool] | None:
     """One answer, and whether its verdict is missing; None for a row that cannot be used."""
     try:
         difficulty, propensity, drawn = float(row["difficulty"]), float(row["propensity"]), row["drawn"]
@@ -105,12 +132,17 @@ def _seen(row: dict[str, Any], verdicts: dict[Key, bool], labels: Counter[Key]) 
         return None
     if not drawn:
         return Seen(difficulty, propensity), False
-    key = (str(row.get("tenant")), str(row.get("request")))
-    worse = verdicts.get(key)
+    key = _key(row)
+    variant = str(row["variant"]) if row.get("kind") == "pair" else ""
+    worse = verdicts.get((*key, variant))
     if worse is None and labels[_label(key)] == 1:
         # Over HTTP a caller knows its request's label, not the number behind it.
-        worse = verdicts.get(_label(key))
+        worse = verdicts.get((*_label(key), variant))
     return Seen(difficulty, propensity, 1.0 if worse is None else float(worse)), worse is None
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return str(row.get("tenant")), str(row.get("request"))
 
 
 def _label(key: Key) -> Key:

@@ -46,6 +46,11 @@ class CalibrateCommand:
             default=24.0,
             help="leave out answers younger than this: their verdicts may still come",
         )
+        parser.add_argument(
+            "--pairs",
+            action="store_true",
+            help="count requests whose copy was answered by a second variant; all of them must be judged",
+        )
         parser.add_argument("--dry-run", action="store_true", help="store nothing")
         parser.add_argument("--list", action="store_true", help="list the versions in the store")
         parser.add_argument("--rollback", type=int, metavar="VERSION", help="put this version in force again")
@@ -63,7 +68,7 @@ class CalibrateCommand:
         except ValueError as error:
             raise ChildFailed(str(error)) from None
         now_s = time.time()
-        log = read(args.log, until_s=now_s - 3600.0 * args.settle_hours)
+        log = read(args.log, until_s=now_s - 3600.0 * args.settle_hours, pairs=args.pairs)
         found = {
             digest: (each, certify(each.seen, promise, each.floor)) for digest, each in log.variants.items()
         }
@@ -128,6 +133,8 @@ def _told(log: Log, found: list[tuple[VariantLog, Verdict]], promise: Promise, v
     if any(each.silent for each, _ in found):
         lines.append("silent: drawn for a verdict and none came; they count as worse")
     lines.append("missing: to the next difficulty, if none of them is worse")
+    if log.pairs:
+        lines.append(f"{log.pairs} of the answers are of pairs, beside the best variant's")
     if log.too_young:
         lines.append(f"{log.too_young} answers are too young to be counted")
     if log.unusable:

@@ -257,15 +257,19 @@ class SyncClient:
         )
         return decode_explain(response)
 
-    def feedback(self, request_id: str, *, worse: bool, deadline_s: float | None = None) -> None:
+    def feedback(
+        self, request_id: str, *, worse: bool, variant: str = "", deadline_s: float | None = None
+    ) -> None:
         """Tells how good an answer was: worse than the best variant's would have been, or not.
 
-        Wanted where `Completion.feedback_wanted` says so. Raises TidegateError where no outcomes are kept.
+        Wanted where `Completion.feedback_wanted` says so. `variant` is a digest: the verdict is then on that
+        variant's answer of a pair, beside the other one's. Raises TidegateError where no outcomes are kept,
+        Overloaded for verdicts that come too fast.
         """
         sync_unary(
             self._core,
             lambda stub: stub.Feedback,
-            feedback_message(request_id, worse=worse),
+            feedback_message(request_id, worse=worse, variant=variant),
             self._deadline(deadline_s),
         )
 

@@ -32,10 +32,10 @@ def decode_route(response: pb.RouteResponse) -> Route:
     return _decoded(lambda r: codec.decode_route(r.route), response)
 
 
-def feedback_message(request_id: str, *, worse: bool) -> pb.FeedbackRequest:
-    """Raises InvalidRequest for what is no request id."""
+def feedback_message(request_id: str, *, worse: bool, variant: str) -> pb.FeedbackRequest:
+    """Raises InvalidRequest for what is no request id or no digest."""
     try:
-        return codec.encode_feedback(request_id, worse=worse)
+        return codec.encode_feedback(codec.Judgement(request_id, worse, variant))
     except ServeError as error:
         raise from_serve_error(error) from error
 

@@ -36,12 +36,14 @@ class ModelName:
 
 
 class Resolved(NamedTuple):
-    """What a request's model name stands for. `targets` has at least one; `shadow` is "" for none."""
+    """What a request's model name stands for. `targets` has at least one; `shadow` is "" for none,
+    `shadow_share` the chance with which it was drawn."""
 
     targets: tuple[str, ...]
     shadow: str = ""
     name: str = ""
     is_canary: bool = False
+    shadow_share: float = 0.0
 
     def told(self, index: int) -> str:
         """For reasons: how the model at `index` came from the name; "" where it was asked for itself."""
@@ -75,13 +77,13 @@ class ModelNames:
         name = self._names.get(model)
         if name is None:
             return Resolved((model,), name=asked if model != asked and asked else "")
-        shadow = ""
+        shadow, share = "", 0.0
         if name.shadow is not None and lot("shadow", name.name, who) < name.shadow.share:
-            shadow = name.shadow.model
+            shadow, share = name.shadow.model, name.shadow.share
         if name.canary is not None and lot("canary", name.name, who) < name.canary.share:
             others = tuple(t for t in name.targets if t != name.canary.model)
-            return Resolved((name.canary.model, *others), shadow, asked, True)
-        return Resolved(name.targets, shadow, asked)
+            return Resolved((name.canary.model, *others), shadow, asked, True, share)
+        return Resolved(name.targets, shadow, asked, shadow_share=share)
 
 
 def lot(purpose: str, name: str, who: str) -> float:

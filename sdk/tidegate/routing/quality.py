@@ -8,13 +8,14 @@ prove it (tidegate.routing.certify).
     ability(v) = BEST - (BEST - WORST) * rank(v) / (ranks - 1)     rank 0 = lowest perplexity in the snapshot
     P(good)    = 1 / (1 + exp((difficulty - ability) / SCALE))
 
-Equal perplexities share a rank; a variant that was never measured counts as worst.
+Equal perplexities share a rank; a variant that was never measured counts as worst. Where the operator states
+an order, its variants rank by it, before all others: nobody can measure the perplexity of a cloud's model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -35,35 +36,50 @@ class QualityModel(Protocol):
         ...
 
 
+_Level = tuple[int, float]
+# So much of a digest names a variant.
+_DIGEST_CHARS = 12
+
+
+def names(word: str, variant: Variant) -> bool:
+    """Whether an operator's word means the variant: its digest or the first 12 characters of it (with or
+    without "sha256:"), MODEL:QUANTIZATION, or the model, by its name or an alias."""
+    if word in (variant.model, variant.digest, f"{variant.model}:{variant.quantization}", *variant.aliases):
+        return True
+    digest, start = variant.digest.removeprefix("sha256:"), word.removeprefix("sha256:")
+    return len(start) >= _DIGEST_CHARS and digest.startswith(start)
+
+
 class RankedQuality:
     """Ability by rank of measured perplexity among all variants of a snapshot, healthy or not.
 
     Nodes that are down keep their rank, so that a small model does not become "the best" when the large one
-    is away.
+    is away. `order` names variants from the best down (see names()).
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, order: Sequence[str] = ()) -> None:
         self._snapshot = snapshot
+        self._order = order
 
     @cached_property
-    def _ability(self) -> dict[float, float]:
+    def _ability(self) -> dict[_Level, float]:
         """Made at the first question: a decision that asks for no quality walks no snapshot for it."""
-        levels = sorted(
-            {
-                variant.perplexity
-                for group in self._snapshot.groups
-                for variant in group.kind.variants
-                if variant.perplexity is not None
-            }
-        )
+        variants = (v for group in self._snapshot.groups for v in group.kind.variants)
+        levels = sorted({level for v in variants if (level := self._level(v)) is not None})
         step = (BEST_ABILITY - WORST_ABILITY) / max(len(levels) - 1, 1)
         return {level: BEST_ABILITY - step * rank for rank, level in enumerate(levels)}
 
     def ability(self, variant: Variant) -> float:
         """In [WORST_ABILITY, BEST_ABILITY]."""
-        if variant.perplexity is None:
-            return WORST_ABILITY
-        return self._ability.get(variant.perplexity, WORST_ABILITY)
+        level = self._level(variant)
+        return WORST_ABILITY if level is None else self._ability.get(level, WORST_ABILITY)
+
+    def _level(self, variant: Variant) -> _Level | None:
+        """Smaller is better; None for what nobody knows."""
+        for place, word in enumerate(self._order):
+            if names(word, variant):
+                return (0, float(place))
+        return None if variant.perplexity is None else (1, variant.perplexity)
 
     def p_good(self, variant: Variant, difficulty: float) -> float:
         return _odds(difficulty, self.ability(variant))
@@ -94,9 +110,11 @@ class CertifiedQuality:
     less its promise, up to the certified difficulty. All others keep their order, below UNPROVEN.
     """
 
-    def __init__(self, snapshot: Snapshot, certificates: Mapping[str, Certificate]) -> None:
-        """`certificates` by variant digest."""
-        self._ranked = RankedQuality(snapshot)
+    def __init__(
+        self, snapshot: Snapshot, certificates: Mapping[str, Certificate], order: Sequence[str] = ()
+    ) -> None:
+        """`certificates` by variant digest; `order` as for RankedQuality."""
+        self._ranked = RankedQuality(snapshot, order)
         self._certificates = certificates
 
     def p_good(self, variant: Variant, difficulty: float) -> float:

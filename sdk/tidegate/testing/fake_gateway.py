@@ -31,7 +31,7 @@ class FakeGateway(rpc.GatewayServiceServicer):
 
     Each Generate plays the oldest script given to `script()`, or answers with the words of the last message
     when there is none. What arrived is in `requests` and `metadata`, what ended early in `cancelled`, what
-    Feedback said of which request (whether worse) in `verdicts`.
+    Feedback said of which request (whether worse, and of which variant) in `verdicts`.
     `nodes`, `models` and `decision` are the answers to ListNodes, ListModels, Explain and Route; `set_nodes`
     also wakes the watchers. `fail_next` makes any next calls, of any kind, fail before their first message.
     """
@@ -48,7 +48,7 @@ class FakeGateway(rpc.GatewayServiceServicer):
         self.requests: list[GenerateRequest] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.cancelled: list[str] = []
-        self.verdicts: list[tuple[str, bool]] = []
+        self.verdicts: list[codec.Judgement] = []
         self.calls = 0
         self.nodes = tuple(nodes)
         self.models = tuple(models)

@@ -8,6 +8,7 @@ fleet (nodes, models) in tidegate.wire.fleet.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from tidegate.gateway.v1 import gateway_pb2 as pb
 from tidegate.routing.domain import (
@@ -27,6 +28,8 @@ from tidegate.routing.domain import (
 from tidegate.wire import common
 from tidegate.wire.common import decode_enum, invalid
 from tidegate.wire.validate import MAX_MESSAGES, check_request, check_request_id
+
+MAX_DIGEST_CHARS = 128
 
 PLACEMENTS: Mapping[Placement, pb.Placement.ValueType] = {
     Placement.ANY: pb.PLACEMENT_ANY,
@@ -227,17 +230,33 @@ def decode_event(message: pb.GenerateResponse) -> GenerateEvent | None:
     return None
 
 
-def encode_feedback(request_id: str, *, worse: bool) -> pb.FeedbackRequest:
-    """Raises ServeError(INVALID_ARGUMENT) for what is no request id."""
-    verdict = pb.VERDICT_WORSE if worse else pb.VERDICT_GOOD
-    return pb.FeedbackRequest(request_id=check_request_id(request_id), verdict=verdict)
+class Judgement(NamedTuple):
+    """A verdict on an answer, or on that of one `variant` (its digest) of a pair."""
+
+    request_id: str
+    worse: bool
+    variant: str = ""
 
 
-def decode_feedback(message: pb.FeedbackRequest) -> tuple[str, bool]:
-    """(request id, whether its answer was worse). Raises ServeError(INVALID_ARGUMENT)."""
+def encode_feedback(judgement: Judgement) -> pb.FeedbackRequest:
+    """Raises ServeError(INVALID_ARGUMENT) for what is no request id or no digest."""
+    verdict = pb.VERDICT_WORSE if judgement.worse else pb.VERDICT_GOOD
+    return pb.FeedbackRequest(
+        request_id=check_request_id(judgement.request_id),
+        verdict=verdict,
+        variant=common.label(judgement.variant, "variant", limit=MAX_DIGEST_CHARS),
+    )
+
+
+def decode_feedback(message: pb.FeedbackRequest) -> Judgement:
+    """Raises ServeError(INVALID_ARGUMENT)."""
     if message.verdict not in (pb.VERDICT_GOOD, pb.VERDICT_WORSE):
         raise invalid("verdict", "must be VERDICT_GOOD or VERDICT_WORSE")
-    return check_request_id(message.request_id), message.verdict == pb.VERDICT_WORSE
+    return Judgement(
+        check_request_id(message.request_id),
+        message.verdict == pb.VERDICT_WORSE,
+        common.label(message.variant, "variant", limit=MAX_DIGEST_CHARS),
+    )
 
 
 def encode_chunk(chunk: Chunk) -> pb.Chunk:

@@ -79,12 +79,25 @@ async def test_feedback_over_http_is_joined_and_checked(kept: Rig, tmp_path: Pat
         assert body["tidegate"]["feedback_wanted"] is True
         async with http.post("/v1/feedback", json={"request_id": body["id"], "worse": True}) as answer:
             assert (answer.status, await answer.json()) == (200, {"recorded": True})
-        for bad in (b"{", b"[]", b'{"request_id": "x"}', b'{"request_id": 1, "worse": true}', b" " * 5000):
+        pair = {"request_id": body["id"], "worse": False, "variant": "sha256:abc"}
+        async with http.post("/v1/feedback", json=pair) as answer:
+            assert answer.status == 200
+        odd = b'{"request_id": "x", "worse": true, "variant": 1}'
+        for bad in (
+            b"{",
+            b"[]",
+            b'{"request_id": "x"}',
+            b'{"request_id": 1, "worse": true}',
+            odd,
+            b" " * 5000,
+        ):
             async with http.post("/v1/feedback", data=bad, headers=JSON) as answer:
                 assert answer.status == 400
                 assert "message" in (await answer.json())["error"]
     text = (tmp_path / "outcomes.jsonl").read_text()
     assert "secret" not in text
-    given, verdict = map(json.loads, text.splitlines())
+    given, verdict, compared = map(json.loads, text.splitlines())
+    assert (verdict["source"], verdict["variant"]) == ("feedback", "")
+    assert (compared["source"], compared["variant"]) == ("pair", "sha256:abc")
     assert given["request"].rpartition(":")[0] == verdict["request"]
     assert (given["drawn"], verdict["worse"]) == (True, True)

@@ -98,3 +98,56 @@ def test_rotated_files_come_first_young_answers_and_foreign_lines_are_left_out(t
     log = read([path], until_s=5.0)
     assert [each.difficulty for each in log.variants["d-small"].seen][:2] == [0.1, 0.2]
     assert (log.answers, log.too_young, log.unusable) == (4, 1, 2)
+
+
+def pair(number: int, **changes: Any) -> dict[str, Any]:
+    row = answer(number, True) | {"kind": "pair", "variant": "d-new", "propensity": 0.02}
+    return row | {"paired_with": "d-large", "against_best": True} | changes
+
+
+def test_of_a_pair_the_one_beside_the_best_is_judged_and_nothing_counts_twice(
+    tmp_path: Path,
+) -> None:
+    path = write(
+        tmp_path / "log.jsonl",
+        answer(1, True, variant="d-large"),
+        pair(1),
+        answer(2, True),
+        pair(2),
+        answer(3, True),
+        pair(3, against_best=False),
+        answer(4, True),
+        pair(4, request="page:9"),
+        verdict("r1", worse=False),  # on the answer that was given: says nothing of the copy
+        verdict("r2", worse=True) | {"variant": "d-new"},
+        verdict("r3"),
+        verdict("page") | {"variant": "d-new"},
+    )
+    alone = read([path], until_s=100.0)
+    assert {d: [s.worse for s in v.seen] for d, v in alone.variants.items()} == {
+        "d-large": [0.0],
+        "d-small": [1.0, 0.0, 1.0],
+    }
+    both = read([path], until_s=100.0, pairs=True)
+    assert {d: [s.worse for s in v.seen] for d, v in both.variants.items()} == {
+        "d-new": [1.0, 1.0, 1.0],
+        "d-small": [0.0, 1.0],
+    }
+    assert (both.pairs, both.unusable) == (3, 0)
+    assert both.variants["d-new"].floor == 1.0
+    assert both.variants["d-new"].silent == 2  # r1 was never compared; "page" bears no answer of its own
+
+
+def test_pairs_certify_a_variant_that_never_served_anybody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(400):
+        rows += [answer(number, False, variant="d-large"), pair(number)]
+        rows.append(verdict(f"r{number}") | {"variant": "d-new"})
+    base = ["calibrate", "--dry-run", "--log", str(write(tmp_path / "log.jsonl", *rows))]
+    assert main([*base, "--pairs", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["variants"]["d-new"]["threshold"] == 1.0
+    assert main(base) == 0
+    assert "d-new" not in capsys.readouterr().out

@@ -898,16 +898,22 @@ class FeedbackRequest(google.protobuf.message.Message):
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VERDICT_FIELD_NUMBER: builtins.int
+    VARIANT_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Of the request that was answered, of the same tenant."""
     verdict: global___Verdict.ValueType
+    variant: builtins.str
+    """Digest of the variant whose answer the verdict is on, beside the other one's, where a copy of the request was
+    answered by a second variant. Empty: on the answer that was given.
+    """
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
         verdict: global___Verdict.ValueType = ...,
+        variant: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "verdict", b"verdict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "variant", b"variant", "verdict", b"verdict"]) -> None: ...
 
 global___FeedbackRequest = FeedbackRequest
 

@@ -140,7 +140,8 @@ class GatewayServiceServicer(object):
 
     def Feedback(self, request, context):
         """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
-        outcomes. A later verdict on the same request replaces an earlier one.
+        outcomes, RESOURCE_EXHAUSTED (RATE_LIMITED) for a key that gives them too fast. A later verdict on the same
+        answer replaces an earlier one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,7 +73,8 @@ class GatewayServiceStub:
         tidegate.gateway.v1.gateway_pb2.FeedbackResponse,
     ]
     """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
-    outcomes. A later verdict on the same request replaces an earlier one.
+    outcomes, RESOURCE_EXHAUSTED (RATE_LIMITED) for a key that gives them too fast. A later verdict on the same
+    answer replaces an earlier one.
     """
 
     Embed: grpc.UnaryUnaryMultiCallable[
@@ -137,7 +138,8 @@ class GatewayServiceAsyncStub:
         tidegate.gateway.v1.gateway_pb2.FeedbackResponse,
     ]
     """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
-    outcomes. A later verdict on the same request replaces an earlier one.
+    outcomes, RESOURCE_EXHAUSTED (RATE_LIMITED) for a key that gives them too fast. A later verdict on the same
+    answer replaces an earlier one.
     """
 
     Embed: grpc.aio.UnaryUnaryMultiCallable[
@@ -217,7 +219,8 @@ class GatewayServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[tidegate.gateway.v1.gateway_pb2.FeedbackResponse, collections.abc.Awaitable[tidegate.gateway.v1.gateway_pb2.FeedbackResponse]]:
         """Tells how good an answer was, for `tidegate calibrate`. FAILED_PRECONDITION where this gateway keeps no
-        outcomes. A later verdict on the same request replaces an earlier one.
+        outcomes, RESOURCE_EXHAUSTED (RATE_LIMITED) for a key that gives them too fast. A later verdict on the same
+        answer replaces an earlier one.
         """
 
     @abc.abstractmethod

@@ -42,6 +42,7 @@ from tidegate.routing.domain import (
 )
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.policy import Tidegate
+from tidegate.routing.quality import RankedQuality
 
 FLEET_SECRET = b"a secret of the fleet"
 CLASSES = DataClasses(
@@ -132,6 +133,7 @@ class Rig:
         levels: Levels | None = None,
         limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008
         outcomes: Outcomes | None = None,
+        order: tuple[str, ...] = (),
         **scripts: list[Script],
     ) -> None:
         clock = asyncio.get_running_loop().time
@@ -166,6 +168,7 @@ class Rig:
             new_token=lambda: "unguessable-token",
             resume_tokens=ResumeTokens(FLEET_SECRET),
             outcomes=outcomes,
+            ranked_of=lambda snapshot: RankedQuality(snapshot, order),
         )
 
     async def run(self, request: GenerateRequest, client: Client = Client()) -> list[GenerateEvent]:  # noqa: B008

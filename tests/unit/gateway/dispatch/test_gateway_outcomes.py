@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dispatch_rig import Rig, answer, ask
+from dispatch_rig import NODES, Rig, answer, ask
+from gateway_fakes import VARIANT, announcement
 
+from gateway.dispatch import Levels
 from gateway.dispatch.caller import Client
 from gateway.dispatch.outcomes import Outcomes
+from gateway.dispatch.rates import Rates
 from gateway.state.certificates import Certificates
-from gateway.telemetry import OutcomeLog, OutcomeRow, VerdictRow
-from tidegate.routing.domain import Finished, ServeError
+from gateway.telemetry import OutcomeLog, OutcomeRow, PairRow, VerdictRow
+from tidegate.routing.domain import Code, Finished, NodeLoad, ServeError
+from tidegate.routing.naming import ModelName, ModelNames, Portion
 
 
 class Kept:
     """Implements OutcomeWriter."""
 
     def __init__(self) -> None:
-        self.rows: list[OutcomeRow | VerdictRow] = []
+        self.rows: list[OutcomeRow | PairRow | VerdictRow] = []
 
-    def write(self, row: OutcomeRow | VerdictRow) -> None:
+    def write(self, row: OutcomeRow | PairRow | VerdictRow) -> None:
         self.rows.append(row)
 
     def close(self) -> None:
@@ -64,6 +70,58 @@ async def test_without_a_log_nothing_is_wanted_and_verdicts_are_refused() -> Non
         rig.dispatcher.feedback("r1", Client(), worse=False)
 
 
+@pytest.mark.looptime
+@pytest.mark.parametrize(("order", "judged", "other", "against_best"), [
+    (("tide-7b", "tide-1b"), "tide-1b", "tide-7b", True),
+    (("tide-1b", "tide-7b"), "tide-7b", "tide-1b", True),
+    (("else", "tide-1b", "tide-7b"), "tide-7b", "tide-1b", True),
+])  # fmt: skip
+async def test_of_a_pair_the_one_that_is_not_the_best_is_to_be_judged(
+    order: tuple[str, ...], judged: str, other: str, against_best: bool
+) -> None:
+    kept = Kept()
+    large = replace(VARIANT, model="tide-7b", digest="e" * 64, aliases=(), perplexity=None)
+    digests = {"tide-1b": VARIANT.digest, "tide-7b": large.digest}
+    names = ModelNames([ModelName("name", ("tide-1b",), shadow=Portion("tide-7b", 0.5))])
+    outcomes = Outcomes(kept, share=1.0, rng=lambda: 0.5, wall_clock=lambda: 7.0)
+    rig = Rig(
+        levels=Levels(names=names), outcomes=outcomes, order=order, n1=[answer()] * 9, n2=[answer()] * 9
+    )
+    rig.fleet.register(announcement("n2", variant=large), NODES["n2"], 2)
+    rig.fleet.heartbeat("n2", NodeLoad())
+    rig.fleet.rtt("n2", 1.0)
+    for number in range(8):
+        await rig.run(ask(f"r{number}", model="name", data_class="internal"))
+        await asyncio.sleep(5.0)
+    pairs = [row for row in kept.rows if isinstance(row, PairRow)]
+    assert 0 < len(pairs) < 8
+    for pair in pairs:
+        assert (pair.variant, pair.paired_with) == (digests[judged], digests[other])
+        assert (pair.model, pair.propensity, pair.against_best) == (judged, 0.5, against_best)
+        assert (pair.at_s, pair.difficulty, pair.data_class) == (7.0, 0.5, "internal")
+    rig.dispatcher.feedback(pairs[0].request, Client("t"), worse=True, variant=pairs[0].variant)
+    assert kept.rows[-1] == VerdictRow(pairs[0].request, "t", 7.0, True, "pair", pairs[0].variant)
+
+
+def test_verdicts_come_no_faster_than_each_key_may() -> None:
+    now_s, kept = 100.0, Kept()
+    outcomes = Outcomes(kept, rates=Rates("verdicts", 30.0, lambda: now_s))
+    one, other = Client(key="one"), Client(key="other")
+    for _ in range(30):
+        outcomes.verdict("r", one, worse=False)
+    with pytest.raises(ServeError) as caught:
+        outcomes.verdict("r", one, worse=False)
+    error = caught.value
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert error.retry_after_ms == pytest.approx(2000.0)
+    outcomes.verdict("r", other, worse=False)
+    assert len(kept.rows) == 31
+    now_s += 2.0
+    outcomes.verdict("r", one, worse=False)
+    with pytest.raises(ServeError):
+        outcomes.verdict("r", one, worse=False)
+
+
 def row(request: str) -> OutcomeRow:
     return OutcomeRow(request, "t", 1.0, 0.123456, "d1", "m", "edge", "public", 0.02, True)
 
@@ -85,7 +143,7 @@ def test_the_log_is_rotated_and_a_full_disk_costs_lines_only(tmp_path: Path) -> 
         "tenant": "t",
         "at_s": 2.0,
         "worse": False,
-    } | {"source": "feedback"}
+    } | {"source": "feedback", "variant": ""}
     full = OutcomeLog(Path("/dev/full"), max_bytes=0)
     full.write(row("lost"))
     assert full.lost == 1

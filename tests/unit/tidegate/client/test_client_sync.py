@@ -59,7 +59,8 @@ def test_lists_and_explanations(server: FakeGateway, sync_client: tidegate.SyncC
     assert sync_client.models() == ()
     assert sync_client.explain("hi").route == sync_client.route("hi") == default_route()
     sync_client.feedback("r-1", worse=True)
-    assert server.verdicts == [("r-1", True)]
+    sync_client.feedback("r-1", worse=False, variant="sha256:abc")
+    assert server.verdicts == [("r-1", True, ""), ("r-1", False, "sha256:abc")]
     with sync_client.watch_fleet() as watch:
         assert next(watch) == ()
 

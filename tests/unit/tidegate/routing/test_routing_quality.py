@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from routing_fixtures import LARGE, SMALL, cloud, fleet, node
 
 from tidegate.routing.domain import Health
-from tidegate.routing.quality import BEST_ABILITY, WORST_ABILITY, RankedQuality
+from tidegate.routing.quality import BEST_ABILITY, UNPROVEN, WORST_ABILITY, CertifiedQuality, RankedQuality
 
 MIDDLE = replace(SMALL, digest="d-mid", perplexity=12.0)
 UNMEASURED = replace(SMALL, digest="d-new", perplexity=None)
@@ -47,3 +47,36 @@ def test_p_good_falls_with_difficulty_and_rises_with_rank(a: float, b: float) ->
     for variant in (SMALL, MIDDLE, LARGE, UNMEASURED):
         assert 0.0 < quality.p_good(variant, hard) <= quality.p_good(variant, easy) < 1.0
     assert quality.p_good(SMALL, a) < quality.p_good(MIDDLE, a) < quality.p_good(LARGE, a)
+
+
+CLOUD = replace(
+    LARGE, model="cloud-70b", digest="sha256:" + "c0ffee" * 10, quantization="F8", perplexity=None, aliases=()
+)
+
+
+@pytest.mark.parametrize(
+    "word", ["cloud-70b", "cloud-70b:F8", CLOUD.digest, CLOUD.digest[:19], "c0ffeec0ffee"]
+)
+def test_a_stated_order_ranks_what_nobody_could_measure(word: str) -> None:
+    snapshot = fleet(node(), cloud(), cloud("big", variants=(CLOUD,)))
+    silent, stated = RankedQuality(snapshot), RankedQuality(snapshot, (word,))
+    assert silent.ability(CLOUD) == WORST_ABILITY
+    assert silent.is_best(LARGE)
+    assert stated.ability(CLOUD) == BEST_ABILITY
+    assert [v.model for v in (CLOUD, LARGE, SMALL) if stated.is_best(v)] == ["cloud-70b"]
+    assert BEST_ABILITY > stated.ability(LARGE) > stated.ability(SMALL) == WORST_ABILITY
+
+
+def test_a_stated_order_wins_over_perplexity_and_foreign_words_name_nobody() -> None:
+    snapshot = fleet(node(), cloud())
+    turned = RankedQuality(snapshot, ("small", "large"))
+    assert turned.ability(SMALL) > turned.ability(LARGE)
+    for words in ((), ("c0ffee", "nobody", "smol:Q2")):
+        assert RankedQuality(snapshot, words).ability(LARGE) > RankedQuality(snapshot, words).ability(SMALL)
+
+
+def test_certificates_are_measured_against_the_stated_best() -> None:
+    snapshot = fleet(node(), cloud(), cloud("big", variants=(CLOUD,)))
+    quality = CertifiedQuality(snapshot, {}, ("cloud-70b",))
+    assert quality.p_good(CLOUD, 0.2) > 0.9
+    assert quality.p_good(LARGE, 0.2) <= UNPROVEN
