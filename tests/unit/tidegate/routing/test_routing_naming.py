@@ -41,7 +41,7 @@ def model_of(plan: Plan | Refusal) -> str:
 
 def test_what_names_stand_for() -> None:
     assert NAMES.resolve("", "w").targets == ("auto",)
-    assert NAMES.resolve("smol", "w") == (("smol",), "", "", False)
+    assert NAMES.resolve("smol", "w") == (("smol",), "", "", False, 0.0)
     assert NAMES.resolve("s", "w").targets == ("smol",)
     assert NAMES.resolve("helper", "w").targets == ("big", "smol")
     assert [n.name for n in NAMES.all] == ["assistant", "trial", "helper", "s"]
