@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import socket
 import statistics
+import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -20,8 +20,7 @@ from serving.engines.llama_cpp.loop import DecodeLoop
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model, start_backend
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
-from serving.engines.llama_cpp.sampling import SamplerChain
-from serving.engines.llama_cpp.sequence import Prepared
+from serving.engines.llama_cpp.sequence import Prepared, Running
 from tidegate.routing.domain import AttemptKey, InputKind, Sampling, Work
 
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 96
@@ -100,17 +99,14 @@ def main(arguments: list[str]) -> int:
 
 def measure(model: Model, context: TimedContext, config: ChildConfig) -> Clocks:
     ours, theirs = socket.socketpair()
-    threading.Thread(target=_drain, args=(theirs,), daemon=True).start()
+    # The reader is another process, as the daemon is.
+    reader = subprocess.Popen(
+        ["cat"], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    theirs.close()
     meter = SpeedMeter(500.0, {1: 10.0})
     reporter = Reporter(ours, meter)
     clocks, sampled_s = Clocks(), [0.0]
-    plain_sample = SamplerChain.sample
-
-    def timed_sample(self: SamplerChain, ctx: Context, entry: int, index: int) -> int:
-        began_s = time.thread_time()
-        token = plain_sample(self, ctx, entry, index)
-        sampled_s[0] += time.thread_time() - began_s
-        return token
 
     last: list[tuple[float, float, float]] = []
     open_answers = set(range(1, config.slots + 1))
@@ -127,7 +123,14 @@ def measure(model: Model, context: TimedContext, config: ChildConfig) -> Clocks:
         if not open_answers:
             loop.stop()
 
-    loop = DecodeLoop(model, context, config, meter, report)
+    class TimedLoop(DecodeLoop):
+        def _draw(self, wanted: list[tuple[Running, int]]) -> list[int]:
+            began_s = time.thread_time()
+            tokens = super()._draw(wanted)
+            sampled_s[0] += time.thread_time() - began_s
+            return tokens
+
+    loop = TimedLoop(model, context, config, meter, report)
     reporter.loop = loop
     rng = np.random.default_rng(1)
     for sid in sorted(open_answers):
@@ -143,14 +146,10 @@ def measure(model: Model, context: TimedContext, config: ChildConfig) -> Clocks:
         prompt = rng.integers(0, model.n_vocab, PROMPT_TOKENS).astype(np.int32)
         loop.expect(sid)
         loop.arrive(Prepared(sid, work, prompt, len(prompt), time.monotonic() * 1000.0))
-    setattr(SamplerChain, "sample", timed_sample)  # noqa: B010 - the type says that it is no attribute
     loop.run()
+    ours.close()
+    reader.wait()
     return clocks
-
-
-def _drain(sock: socket.socket) -> None:
-    while sock.recv(1 << 16):
-        pass
 
 
 if __name__ == "__main__":

@@ -51,14 +51,23 @@ def fill_batch(
 def _fill_answering(
     context: Context, active: Sequence[Running]
 ) -> tuple[int, list[tuple[Running, int]], int]:
-    """The common step: one token each, written in four assignments."""
+    """The common step: one token each."""
     answering = [running for running in active if running.decoding]
     count = len(answering)
-    slots = [running.slot for running in answering]
-    context.tokens[:count] = [running.answer[-1] for running in answering]
-    context.positions[:count] = [slot.filled for slot in slots]
-    context.sequence_ids[:count] = [slot.index for slot in slots]
+    context.sequence_ids[:count] = [running.slot.index for running in answering]
     context.outputs[:count] = 1
-    for slot in slots:
+    wanted = list(zip(answering, range(count), strict=True))
+    refill(context, wanted)
+    return count, wanted, 0
+
+
+def refill(context: Context, wanted: Sequence[tuple[Running, int]]) -> None:
+    """One more token of each, where the last step was the same sequences' answers."""
+    tokens, positions = [], []
+    for running, _ in wanted:
+        slot = running.slot
+        tokens.append(running.answer[-1])
+        positions.append(slot.filled)
         slot.filled += 1
-    return count, list(zip(answering, range(count), strict=True)), 0
+    if tokens:
+        context.put(tokens, positions)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 
 class StepInterrupter:
@@ -32,16 +31,18 @@ class StepInterrupter:
             if self._in_step and self._in_step <= self._unwanted:
                 self._interrupt()
 
-    @contextmanager
-    def step(self, sids: Iterable[int]) -> Iterator[None]:
-        """Around the computing of one step; no interrupt outlives it."""
+    def step(self, sids: Iterable[int]) -> StepInterrupter:
+        """`with` it around the computing of one step; no interrupt outlives it."""
         with self._lock:
             self._in_step = frozenset(sids)
             if self._in_step and self._in_step <= self._unwanted:
                 self._interrupt()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._in_step = frozenset()
-                self._resume()
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._in_step = frozenset()
+            self._resume()

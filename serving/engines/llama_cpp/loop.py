@@ -10,11 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import NamedTuple
 
 from serving.engines.llama_cpp.adapters import Adapters, Turns
-from serving.engines.llama_cpp.batch import fill_batch
+from serving.engines.llama_cpp.batch import fill_batch, refill
 from serving.engines.llama_cpp.constraint import DEAD_END, Constraint, FormatError
 from serving.engines.llama_cpp.interrupting import StepInterrupter
 from serving.engines.llama_cpp.logprobs import token_logprob
@@ -24,7 +26,7 @@ from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
 from serving.engines.llama_cpp.prefix import PrefixCache
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
 from serving.engines.llama_cpp.sampling import SamplerChain, SamplingDefaults
-from serving.engines.llama_cpp.sequence import Prepared, Running, cache_namespace, computed_for
+from serving.engines.llama_cpp.sequence import Prepared, Running, cache_namespace, computed_for, progress
 from serving.engines.llama_cpp.text import TextAssembler
 from serving.engines.queue import Waiting, WaitQueue
 from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
@@ -33,6 +35,17 @@ from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
 _QUEUE_LIMIT = 4096
 
 Report = Callable[[list[Emission], list[int], LoadState], None]
+
+
+class Settled(NamedTuple):
+    """A step of answers alone, which the next one repeats while nobody joins or leaves.
+
+    `wanted` are the sequences with the entries of their logits, `parts` their tokens by number.
+    """
+
+    wanted: list[tuple[Running, int]]
+    parts: dict[int, int]
+    sids: frozenset[int]
 
 
 class DecodeLoop:
@@ -67,6 +80,7 @@ class DecodeLoop:
         )
         self._queue: WaitQueue[Prepared] = WaitQueue(_QUEUE_LIMIT)
         self._active: list[Running] = []
+        self._settled: Settled | None = None
         self._inbox: deque[Prepared | int] = deque()
         self._open: set[int] = set()
         self._cancelled_early: set[int] = set()
@@ -223,6 +237,7 @@ class DecodeLoop:
         )
         self._active.append(running)
         self._active.sort(key=lambda s: s.slot.index)
+        self._settled = None
         return None
 
     def _sampler(self, item: Prepared) -> SamplerChain:
@@ -238,10 +253,13 @@ class DecodeLoop:
 
     def _leave(self, running: Running) -> None:
         self._active.remove(running)
+        self._settled = None
         running.sampler.close()
         self.cache.release(running.slot, running.tokens_in_cache(), running.names)
 
     def _step(self) -> list[Emission]:
+        if self._settled is not None:
+            return self._repeat(self._settled)
         waiting = self._waiting()
         group = self._turns.group(self._active)
         if len(group) < len(self._active):
@@ -256,23 +274,44 @@ class DecodeLoop:
         if not filled:
             self._turns.end()
             return []
-        if not self._compute(filled, wanted, allowance):
-            return []
-        step_ms = (self._clock() - began) * 1000.0
-        self._planner.observe(decoded=filled - prefilled, prefilled=prefilled, step_ms=step_ms)
-        if self.after_step is not None:
-            self.after_step(filled - prefilled, prefilled, step_ms)
-        # First all draws, then all bookkeeping: between two draws the processor's caches hold no Python.
-        context = self._context
-        tokens = [running.sampler.sample(context, entry, running.index) for running, entry in wanted]
-        return self._accept(wanted, tokens)
-
-    def _compute(self, filled: int, wanted: list[tuple[Running, int]], allowance: dict[int, int]) -> bool:
-        """False when the step was interrupted; all its sequences are then as they were before."""
         parts = {running.sid: 1 for running, _ in wanted} | allowance
-        with self._interrupter.step(computed_for(parts, self._active)):
+        if not self._compute(filled, parts, computed_for(parts, self._active)):
+            return []
+        self._observe(filled - prefilled, prefilled, began)
+        if not allowance and len(wanted) == len(self._active):
+            self._settled = Settled(wanted, parts, frozenset(parts))
+        return self._accept(wanted, self._draw(wanted))
+
+    def _repeat(self, settled: Settled) -> list[Emission]:
+        """The most frequent step, in which the least is done between two computations."""
+        wanted = settled.wanted
+        began = self._clock()
+        refill(self._context, wanted)
+        if not self._compute(len(wanted), settled.parts, settled.sids):
+            return []
+        self._observe(len(wanted), 0, began)
+        return self._accept(wanted, self._draw(wanted))
+
+    def _observe(self, decoded: int, prefilled: int, began: float) -> None:
+        step_ms = (self._clock() - began) * 1000.0
+        self._planner.observe(decoded=decoded, prefilled=prefilled, step_ms=step_ms)
+        if self.after_step is not None:
+            self.after_step(decoded, prefilled, step_ms)
+
+    def _draw(self, wanted: list[tuple[Running, int]]) -> list[int]:
+        """First all draws, then all bookkeeping: between two draws the processor's caches hold no Python."""
+        context = self._context
+        return [running.sampler.sample(context, entry, running.index) for running, entry in wanted]
+
+    def _compute(self, filled: int, parts: Mapping[int, int], computed: AbstractSet[int]) -> bool:
+        """False when the step was interrupted; all its sequences are then as they were before.
+
+        `parts` are the tokens of each sequence, `computed` all who wait for them.
+        """
+        with self._interrupter.step(computed):
             done = self._context.decode(filled)
         if not done:
+            self._settled = None
             for running in self._active:
                 slot = running.slot
                 slot.filled -= parts.get(running.sid, 0)
@@ -315,7 +354,7 @@ class DecodeLoop:
                 emission = running.accept(token, piece, ends=ends, now_ms=now_ms, batch_size=size)
                 if running.work.top_logprobs is not None and not ends:
                     odds = token_logprob(model, self._context.logits(entry), token, running.work.top_logprobs)
-                    emission = replace(emission, logprobs=(odds,))
+                    emission = emission._replace(logprobs=(odds,))
             emissions.append(emission)
             if emission.finish is not None:
                 self._leave(running)
@@ -323,12 +362,7 @@ class DecodeLoop:
         return emissions
 
     def _load(self) -> LoadState:
-        held = prefill = decode = 0
-        for running in self._active:
-            filled, prompt = running.slot.filled, len(running.prompt)
-            held += filled
-            prefill += max(0, prompt - filled)
-            decode += max(0, running.limit_index - running.index)
+        held, prefill, decode = progress(self._active)
         return LoadState(
             running=len(self._active),
             queued=len(self._queue),

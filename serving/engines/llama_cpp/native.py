@@ -7,6 +7,9 @@ step fills slices instead of looping over tokens.
 from __future__ import annotations
 
 import ctypes
+import functools
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -188,6 +191,13 @@ class Context:
         base = self.sequence_ids.ctypes.data
         for i in range(n_batch):
             self._lists[i] = base + i * self.sequence_ids.itemsize
+        self._token_bytes, self._position_bytes = self.tokens.data.cast("B"), self.positions.data.cast("B")
+
+    def put(self, tokens: Sequence[int], positions: Sequence[int]) -> None:
+        """The first entries' tokens and positions; who they are of and whose logits are wanted stays."""
+        ints = _ints(len(tokens))
+        ints.pack_into(self._token_bytes, 0, *tokens)
+        ints.pack_into(self._position_bytes, 0, *positions)
 
     def decode(self, count: int) -> bool:
         """Computes the first `count` entries. Raises NativeError; the context is of no use after that.
@@ -261,6 +271,11 @@ class Context:
             self._lists[i] = pointer
         C.llama_batch_free(self._batch)
         C.llama_free(self.handle)
+
+
+@functools.cache
+def _ints(count: int) -> struct.Struct:
+    return struct.Struct(f"{count}i")
 
 
 def _byte_pointer(data: npt.NDArray[np.uint8]) -> Any:

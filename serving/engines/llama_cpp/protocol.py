@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tidegate.routing.domain import (
     AttemptKey,
@@ -193,9 +193,8 @@ def unpack_work(frame: Frame) -> Work:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """What one step gave one sequence, named by its number."""
+class Emission(NamedTuple):
+    """What one step gave one sequence, named by its number. A tuple, as it goes out: many are made."""
 
     sid: int
     first_index: int
@@ -206,9 +205,11 @@ class Emission:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-def pack_emission(emission: Emission) -> list[Any]:
+def pack_emission(emission: Emission) -> Sequence[Any]:
     first, finish = emission.first_token, emission.finish
-    packed = [
+    if first is None and finish is None and not emission.logprobs:
+        return emission[:6]
+    packed: list[Any] = [
         emission.sid,
         emission.first_index,
         emission.token_ids,

@@ -122,6 +122,18 @@ class Running:
         return Finish(result, Usage(self.prompt_tokens, self.index, self.cached))
 
 
+def progress(active: Sequence[Running]) -> tuple[int, int, int]:
+    """(tokens in the cache, prompt tokens to compute, answer tokens that may still come)."""
+    held = prefill = decode = 0
+    for running in active:
+        filled, prompt = running.slot.filled, len(running.prompt)
+        held += filled
+        if prompt > filled:
+            prefill += prompt - filled
+        decode += running.limit_index - running.index
+    return held, prefill, decode
+
+
 def cache_namespace(work: Work) -> str:
     """Whose prefixes the work may share: those of its tenant that were computed with the same adapter."""
     return f"{work.adapter}\0{work.tenant}"

@@ -16,10 +16,15 @@ class TextAssembler:
         self._stop = tuple(s for s in stop if s)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._inside = False
 
     def push(self, piece: bytes) -> tuple[str, bool]:
         """(text to show now, whether a stop string was completed). Nothing may be pushed after a stop."""
-        text = self._decoder.decode(piece)
+        if self._inside or not piece.isascii():
+            text = self._decoder.decode(piece)
+            self._inside = bool(self._decoder.getstate()[0])
+        else:
+            text = piece.decode("ascii")
         if not self._stop:
             return text, False
         self._held += text
