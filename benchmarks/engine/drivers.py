@@ -58,6 +58,9 @@ class OurEngine:
                     continue
                 timeline, ended = self._open[output.key]
                 timeline.tokens_s += [now_s] * output.count
+                if output.first_token is not None:
+                    timeline.prompt_tokens = output.first_token.prompt_tokens
+                    timeline.cached_tokens = output.first_token.cached_tokens
                 if output.finish is not None:
                     del self._open[output.key]
                     result = output.finish.result
@@ -101,12 +104,16 @@ class OurEngine:
 
 
 class LlamaServer:
-    """llama-server with the same slots, context, threads and batch, over its streaming HTTP API."""
+    """llama-server with the same slots, context, threads and batch, over its streaming HTTP API.
+
+    `cache_mib` is what it may keep of prompts outside its slots.
+    """
 
     name = "llama-server"
 
-    def __init__(self, program: Path, settings: LlamaCppSettings, log: Path) -> None:
+    def __init__(self, program: Path, settings: LlamaCppSettings, log: Path, *, cache_mib: int = 0) -> None:
         self._program, self._settings, self._log = program, settings, log
+        self._cache_mib = cache_mib
         self._port = free_ports().http
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -115,7 +122,7 @@ class LlamaServer:
         command = [str(self._program), "-m", str(s.model_path), "--host", "127.0.0.1"]
         command += ["--port", str(self._port), "-np", str(s.slots), "-c", str(s.slots * s.context_tokens)]
         command += ["-t", str(s.threads), "-tb", str(s.threads), "-b", "2048", "-ub", "512"]
-        command += ["--cache-ram", "0", "--no-webui", "--no-warmup"]
+        command += ["--cache-ram", str(self._cache_mib), "--no-webui", "--no-warmup"]
         self._process = self._spawn(command)
         give_up_s = time.monotonic() + READY_S
         while time.monotonic() < give_up_s and self._process.poll() is None:
@@ -172,9 +179,15 @@ class LlamaServer:
         reader, writer = await self._send("POST", "/completion", body)
         try:
             while line := await reader.readline():
-                # The last event has no token of its own.
-                if line.startswith(b"data:") and b'"stop":true' not in line:
+                if not line.startswith(b"data:"):
+                    continue
+                if b'"stop":true' not in line:
                     timeline.tokens_s.append(time.monotonic())
+                    continue
+                # The last event has no token of its own.
+                took = json.loads(line[5:]).get("timings", {})
+                timeline.cached_tokens = took.get("cache_n", 0)
+                timeline.prompt_tokens = timeline.cached_tokens + took.get("prompt_n", 0)
         finally:
             writer.close()
         if not timeline.tokens_s:

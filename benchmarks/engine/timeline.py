@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Timeline:
-    """One answer: when it was asked for, and each token's arrival, in seconds of one clock."""
+    """One answer: when it was asked for, and each token's arrival, in seconds of one clock.
+
+    Of its prompt's tokens the `cached` ones were not computed.
+    """
 
     asked_s: float
     tokens_s: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def ttft_ms(self) -> float:

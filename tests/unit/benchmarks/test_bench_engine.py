@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import stat
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_engine import decode_rows
+from benchmarks.bench_engine import Measurement, Options
 from benchmarks.common import CannotMeasure
 from benchmarks.engine import tools
 from benchmarks.engine.drivers import LlamaServer
+from benchmarks.engine.kept import Kept
+from benchmarks.engine.parts import decode_rows, hits_rows
+from benchmarks.engine.replay import BLOCK_WORDS, most_hits, read_blocks, replay, text_of
 from benchmarks.engine.scenarios import PROMPT_TOKENS, Disturbed, Pairs, Streams, disturbed_round, prompt
 from benchmarks.engine.timeline import Timeline, decode_rate, mean_ttft_ms, whole_rate
 from serving.engines.llama_cpp.settings import LlamaCppSettings
@@ -126,3 +130,59 @@ def test_prompts_have_their_tokens_and_differ() -> None:
     first, second = prompt(rng, 128), prompt(rng, 128)
     assert len(first.split()) == 128
     assert first != second
+
+
+def test_rounds_are_kept_and_only_missing_ones_are_played(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "rounds.jsonl"
+    Kept(path).add("streams m 4", {"decode": [2.0, 1.0]})
+    kept = Kept(path)
+    kept.add("streams m 4", {"decode": [3.0, 1.0]})
+    again = Kept(path)
+    assert again.rounds("streams m 4") == [{"decode": [2.0, 1.0]}, {"decode": [3.0, 1.0]}]
+    assert again.rounds("streams m 8") == []
+    asked = Options(3, 1, ("m",), ("streams",), 1, tmp_path, path, 0.0)
+    measurement = Measurement(asked)
+    (wanted,) = measurement.wanted()
+    missing = measurement.missing(*wanted)
+    assert [number for number, unit in missing if unit == "4"] == [2]
+    assert [number for number, unit in missing if unit == "16"] == [0, 1, 2]
+    with pytest.raises(CannotMeasure, match="streams m: 10"):
+        measurement.rows()
+
+
+def test_equal_blocks_of_a_trace_become_equal_words_and_whole_conversations_are_taken(tmp_path: Path) -> None:
+    lines = [[0, 100 + n] + [1000 + n] * turn for turn in range(2) for n in range(40)]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(json.dumps({"hash_ids": ids}) for ids in [*lines, [0], list(range(500))]))
+    taken = read_blocks(path)
+    assert [ids[1] for ids in taken] == [100, 120, 100, 120]
+    # Only the first block of all, then each conversation's first turn, comes again.
+    assert most_hits(taken) == (0 + 1 + 2 + 2) / (2 + 2 + 3 + 3)
+    first, longer = text_of(taken[0]), text_of(taken[2])
+    assert longer.startswith(first)
+    assert len(longer.split()) == 3 * BLOCK_WORDS
+
+
+async def test_a_replay_counts_what_was_found(tmp_path: Path) -> None:
+    class Finding:
+        name = "finding"
+
+        async def answer(self, prompt: str, tokens: int, *, cached: str = "") -> Timeline:
+            assert cached
+            count = len(prompt.split())
+            return Timeline(0.0, [1.0] * tokens, prompt_tokens=count, cached_tokens=count // 2)
+
+        async def stop(self) -> None:
+            pass
+
+    hits = await replay(Finding(), [(1, 2), (1, 3), (4,)])
+    assert (hits.prompt, hits.share) == (5 * BLOCK_WORDS, 0.5)
+    judged = hits_rows(
+        "m",
+        {
+            n: [{"cached": c, "prompt": 10, "most": 1.0, "asked": 3}]
+            for n, c in (("tidegate", 6), ("llama-server", 5))
+        },
+        random.Random(1),
+    )
+    assert [r.holds for r in judged if r.bar] == [False]
