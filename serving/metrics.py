@@ -49,9 +49,16 @@ class NodeMetrics(Collector):
                 known.progress_age_ms / 1000,
             ),
             "prefill_tokens_per_second": ("Own measurement", speeds.prefill_tokens_per_s if speeds else 0.0),
+            "wake_seconds": ("Time to load the model; 0 where it is loaded", known.wake_ms / 1000),
             "links_connected": ("Gateways with a link", connected),
             "links_configured": ("Gateways in the settings", configured),
         }
+        power = known.power
+        if power is not None and power.battery_share is not None:
+            values["battery_ratio"] = ("Charge left in its batteries", power.battery_share)
+            values["on_battery"] = ("1 when nothing else feeds it", power.on_battery)
+        if power is not None and power.draw_w is not None:
+            values["draw_watts"] = ("What the device draws now", power.draw_w)
         for name, (help_text, value) in values.items():
             yield GaugeMetricFamily(f"tidegate_node_{name}", help_text, value=float(value))
         trouble = GaugeMetricFamily(

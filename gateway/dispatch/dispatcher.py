@@ -306,7 +306,7 @@ class Dispatcher:
         row.node, row.tier = choice.node.announcement.name, choice.node.binding.tier.value
         row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms
         row.predicted_ttft_p95_ms = choice.prediction.ttft_p95_ms
-        row.at_risk = not choice.qualified
+        row.at_risk, row.cost_per_mtoken = not choice.qualified, choice.cost_per_mtoken
         share = self._options.log_share
         if share > 0.0 and self._rng() < share:
             self._log.decision(run.request.request_id, explain.record(plan))

@@ -119,7 +119,9 @@ class Facts:
         row.ttft_ms, row.tpot_ms, row.total_ms = t.ttft_ms, t.tpot_ms, t.total_ms
         row.prompt_tokens, row.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         row.cached_tokens, row.budget = usage.cached_tokens, finished.budget.value
+        row.cost = row.cost_per_mtoken * (usage.prompt_tokens + usage.completion_tokens) / 1e6
         m, tier = self._metrics, row.tier
+        m.cost.labels(tier).inc(row.cost)
         m.ttft.labels(tier).observe(t.ttft_ms / 1000)
         if usage.completion_tokens > 1:
             m.tpot.labels(tier).observe(t.tpot_ms / 1000)

@@ -96,6 +96,8 @@ class Shadows:
             outcome = "failed" if isinstance(attempt.outcome.result, Failure) else "answered"
             usage = usage_of(attempt.outcome)
             row.prompt_tokens, row.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+            tokens = usage.prompt_tokens + usage.completion_tokens
+            row.cost_per_mtoken, row.cost = choice.cost_per_mtoken, choice.cost_per_mtoken * tokens / 1e6
             row.ttft_ms, row.total_ms = (attempt.ttft_s or 0.0) * 1000, attempt.outcome.duration_s * 1000
             if outcome == "answered":
                 self._paired(asked, served, choice)

@@ -23,6 +23,12 @@ class Metrics:
         self.budgets = Counter(
             "tidegate_budget_total", "Requests with a budget, met or missed", ["tier", "outcome"], registry=r
         )
+        self.cost = Counter(
+            "tidegate_cost_total",
+            "What finished answers cost, in the money of cost_per_mtoken",
+            ["tier"],
+            registry=r,
+        )
         self.margin = Gauge(
             "tidegate_budget_margin_ratio",
             "Share of a budget that predictions must leave to spare, learned; the largest of all",

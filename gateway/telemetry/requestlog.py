@@ -11,9 +11,13 @@ _decisions = logging.getLogger("gateway.decisions")
 _audit = logging.getLogger("gateway.audit")
 
 
+# A single request costs next to nothing.
+_DIGITS = {"cost": 9, "cost_per_mtoken": 4}
+
+
 @dataclass(slots=True)
 class RequestRow:
-    """What is worth knowing of a request afterwards. Times are milliseconds."""
+    """What is worth knowing of a request afterwards. Times are milliseconds, `cost` the operator's money."""
 
     request_id: str
     tenant: str
@@ -36,11 +40,15 @@ class RequestRow:
     waited_ms: float = 0.0
     budget: str = "none"
     at_risk: bool = False
+    cost_per_mtoken: float = 0.0
+    cost: float = 0.0
 
 
 class RequestLog:
     def write(self, row: RequestRow) -> None:
-        fields = {k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(row).items()}
+        fields = {
+            k: round(v, _DIGITS.get(k, 2)) if isinstance(v, float) else v for k, v in asdict(row).items()
+        }
         _requests.info("request", extra=fields)
 
     def decision(self, request_id: str, reasons: Mapping[str, object]) -> None:

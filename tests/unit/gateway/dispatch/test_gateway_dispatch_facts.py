@@ -291,3 +291,13 @@ async def test_who_gives_up_too_late_for_its_budget_has_missed_it(after_s: float
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
     assert (rig.facts.margins.largest(Tier.EDGE) > 1.0) is counts
+
+
+async def test_what_an_answer_cost_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(n1=[fails(Cause.NODE_LOST)], n2=[answer(3)])
+    with caplog.at_level(logging.INFO, logger="gateway.requests"):
+        await rig.run(ask())
+    (line,) = (r for r in caplog.records if r.name == "gateway.requests")
+    # Of the node that answered: 2.0 per million of 9 + 3 tokens.
+    assert (line.cost_per_mtoken, line.cost) == (2.0, 0.000024)  # type: ignore[attr-defined]
+    assert rig.count("tidegate_cost_total", tier="edge") == pytest.approx(0.000024)

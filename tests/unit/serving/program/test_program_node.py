@@ -22,7 +22,7 @@ from serving.openai_api.backend import ModelCard
 from serving.settings import SettingsError, load_settings
 from serving.startup import ProgramArgs, ProgramError
 from tidegate.link.backoff import Backoff
-from tidegate.routing.domain import Code, Finished, GenerateRequest, ServeError, StepBatch
+from tidegate.routing.domain import Code, Finished, GenerateRequest, Power, ServeError, StepBatch
 
 REQUEST = GenerateRequest(request_id="r", prompt="hello", max_tokens=3)
 
@@ -199,3 +199,32 @@ async def test_admin_routes(tmp_path: Path) -> None:
     assert "\ntidegate_node_ready 1.0\n" in text
     assert "\ntidegate_node_prefill_tokens_per_second 2000.0\n" in text
     assert "\nprocess_resident_memory_bytes " in text
+
+
+async def test_a_node_on_battery_tells_gateways_and_metrics(tmp_path: Path) -> None:
+    battery = tmp_path / "supplies" / "BAT0"
+    battery.mkdir(parents=True)
+    for name, text in (
+        ("type", "Battery"),
+        ("status", "Discharging"),
+        ("capacity", "55"),
+        ("power_now", "6e6"),
+    ):
+        (battery / name).write_text(f"{text}\n")
+    power = {
+        "POWER__SUPPLY_DIR": str(battery.parent),
+        "POWER__POWERCAP_DIR": str(tmp_path),
+        "POWER__METERED": "true",
+    }
+    node = NodeProgram(settings(tmp_path, **power), ProgramArgs())
+    app = web.Application()
+    node.add_admin_routes(app, lambda request: None)
+    async with TestClient(TestServer(app)) as client, running(node):
+        await until_ready(node)
+        async with asyncio.timeout(5):
+            while (told := node.runtime.load().power) is None or not told.on_battery:
+                await asyncio.sleep(0.001)
+        assert told == Power(on_battery=True, battery_share=0.55, draw_w=6.0, metered=True)
+        text = await (await client.get("/metrics")).text()
+    for line in ("battery_ratio 0.55", "on_battery 1.0", "draw_watts 6.0", "wake_seconds 0.0"):
+        assert f"\ntidegate_node_{line}\n" in text
