@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from simulator.fleet import FleetSpec, NodeSpec
 from simulator.node import Node, Seq
@@ -244,9 +245,22 @@ class Gateway:
     def _observation(self, tried: Try, seq: Seq | None, stage: Stage, outcome: Outcome) -> Observation:
         choice, announced = tried.choice, tried.choice.node.announcement
         now_s, first_s = self._now(), tried.first_s
-        ended = stage is Stage.ENDED and first_s is not None and seq is not None and seq.produced > 1
         waited_s = now_s - tried.sent_s if first_s is None else first_s - tried.sent_s
-        base = Observation(
+        told: dict[str, Any] = {}
+        if seq is not None and first_s is not None:
+            produced = seq.produced
+            ended = stage is Stage.ENDED and produced > 1
+            told = {
+                "actual_tpot_ms": (now_s - first_s) * 1000 / (produced - 1) if ended else None,
+                "queue_ms": (seq.started_s - seq.submitted_s) * 1000,
+                "prefill_ms": (seq.first_s - seq.started_s) * 1000,
+                "cached_tokens": seq.cached,
+                "prompt_tokens": tried.arrival.prompt_tokens,
+                "batch_size": seq.batch,
+                "output_tokens": produced,
+                "stopped": outcome is Outcome.FINISHED and produced < tried.arrival.max_tokens,
+            }
+        return Observation(
             node_id=announced.node_id,
             variant_digest=choice.variant.digest,
             model=choice.variant.model,
@@ -259,19 +273,7 @@ class Gateway:
             outcome=outcome,
             censored=first_s is None,
             first_token_told=tried.told,
-        )
-        if seq is None or first_s is None:
-            return base
-        return replace(
-            base,
-            actual_tpot_ms=(now_s - first_s) * 1000 / (seq.produced - 1) if ended else None,
-            queue_ms=(seq.started_s - seq.submitted_s) * 1000,
-            prefill_ms=(seq.first_s - seq.started_s) * 1000,
-            cached_tokens=seq.cached,
-            prompt_tokens=tried.arrival.prompt_tokens,
-            batch_size=seq.batch,
-            output_tokens=seq.produced,
-            stopped=outcome is Outcome.FINISHED and seq.produced < tried.arrival.max_tokens,
+            **told,
         )
 
 

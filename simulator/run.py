@@ -164,9 +164,11 @@ class Simulation:
                 node = next(n for n in self._nodes if n.spec.name == name)
                 gateway.unlink(node)
                 self._lose([s for s, (t, g) in self._tries.items() if t.node == node.index and g is gateway])
-            for number in [n for n in gateway.waiting if n not in gateway.line_numbers(self._now_s)]:
-                del gateway.waiting[number]
-                self._done()
+            if gateway.waiting:
+                waits = gateway.line_numbers(self._now_s)
+                for number in [n for n in gateway.waiting if n not in waits]:
+                    del gateway.waiting[number]
+                    self._done()
             self._serve_line(gateway)
         for node in self._nodes:
             if self._now_s - self._beat_at[node.index] >= IDLE_BEAT_S:
