@@ -18,6 +18,7 @@ from tidegate.routing.domain import (
     NodeState,
     Placement,
     RouteQuery,
+    Row,
     Snapshot,
     Variant,
     is_kind,
@@ -65,7 +66,7 @@ class Pool(NamedTuple):
     """Nodes of one kind that passed, with the variants that may serve the request."""
 
     kind: Kind
-    nodes: tuple[NodeState, ...]
+    nodes: Row
     variants: Sequence[Variant]
 
     def has(self, node: NodeState) -> bool:

@@ -73,8 +73,8 @@ class SampledTtft:
 
     def __init__(self, ratios: Sequence[float], stretch: float = 1.0) -> None:
         self._ratios = sorted(ratios)
-        self._size, self._last = len(self._ratios), self._ratios[-1]
-        self._stretch = stretch
+        self._size, self._stretch = len(self._ratios), stretch
+        self._last = self._ratios[-1]
         self.p95 = quantile(self._ratios, 0.95) * stretch
 
     def within(self, ratio: float) -> float:
@@ -115,7 +115,7 @@ class SampledJoint:
     limits lie beyond every sample: then the largest of each part is all that is looked at.
     """
 
-    __slots__ = ("_all", "_lasts", "_parts", "_size", "_stretch", "medians", "total_p95", "tpot_p95")
+    __slots__ = ("_all", "_limits", "_parts", "_size", "medians", "total_p95", "tpot_p95")
 
     def __init__(
         self,
@@ -124,39 +124,42 @@ class SampledJoint:
     ) -> None:
         self._size = len(samples)
         self._all = (1 << self._size) - 1
-        self._stretch = stretch
         ttfts, tpots, totals = zip(*samples, strict=True)
         ttft = _Part(ttfts, stretch[0], centred=False)
         tpot = _Part(tpots, stretch[1], centred=True)
         total = _Part(totals, stretch[2], centred=True)
         self._parts = ttft, tpot, total
-        self._lasts = ttft.ratios[-1], tpot.ratios[-1], total.ratios[-1]
+        # The largest ratio of each part and its stretch, side by side: mostly nothing else is looked at.
+        lasts = ttft.ratios[-1], tpot.ratios[-1], total.ratios[-1]
+        self._limits = (*lasts, *[times + 0.0 for times in stretch])
         self.medians = tpot.median, total.median
         self.tpot_p95, self.total_p95 = tpot.p95, total.p95
 
     def within(self, ttft: float | None, tpot: float | None, total: float | None) -> float:
         keeping, size = self._all, self._size + 1
-        of_ttft, of_tpot, of_total = self._stretch
-        last_ttft, last_tpot, last_total = self._lasts
-        # How likely the tail behind the last sample still misses, of the part where it is likeliest.
-        beyond = 0.0
+        last_ttft, last_tpot, last_total, of_ttft, of_tpot, of_total = self._limits
+        # How far the tail behind the last sample still reaches, of the part where it reaches furthest.
+        reach = 0.0
         if ttft is not None:
-            if ttft / of_ttft >= last_ttft:
-                beyond = math.pow(last_ttft * of_ttft / ttft, TAIL_POWER)
+            ratio = ttft / of_ttft
+            if ratio >= last_ttft:
+                reach = last_ttft / ratio
             else:
-                keeping = self._parts[0].keeping(ttft / of_ttft)
+                keeping = self._parts[0].keeping(ratio)
         if tpot is not None:
-            if tpot / of_tpot >= last_tpot:
-                beyond = max(beyond, math.pow(last_tpot * of_tpot / tpot, TAIL_POWER))
+            ratio = tpot / of_tpot
+            if ratio >= last_tpot:
+                reach = max(reach, last_tpot / ratio)
             else:
-                keeping &= self._parts[1].keeping(tpot / of_tpot)
+                keeping &= self._parts[1].keeping(ratio)
         if total is not None:
-            if total / of_total >= last_total:
-                beyond = max(beyond, math.pow(last_total * of_total / total, TAIL_POWER))
+            ratio = total / of_total
+            if ratio >= last_total:
+                reach = max(reach, last_total / ratio)
             else:
-                keeping &= self._parts[2].keeping(total / of_total)
+                keeping &= self._parts[2].keeping(ratio)
         if keeping == self._all:
-            return 1.0 - beyond / size
+            return 1.0 - math.pow(reach, TAIL_POWER) / size
         if keeping:
             return (keeping.bit_count() + 0.5) / size
         smallest = min(r for r in (ttft, tpot, total) if r is not None)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from operator import attrgetter
 
-from tidegate.routing.domain import NodeState, RouteQuery, Snapshot, Variant
+from tidegate.routing.domain import NodeState, RouteQuery, Snapshot
 from tidegate.routing.filters import Eligible, Pool
 
 # Up to here everybody is scored.
@@ -41,25 +41,20 @@ def sample(
     snapshot: Snapshot, pools: Sequence[Pool], query: RouteQuery, rng: Random, *, thorough: bool = False
 ) -> list[Eligible]:
     """A few candidates, nobody twice. `thorough` looks at more of each sort."""
-    chosen: dict[tuple[str, str], Eligible] = {}
-    for node, pool in _warm(snapshot, pools, query, rng):
-        _add(chosen, node, pool.variants)
+    chosen: dict[int, tuple[NodeState, Pool]] = {}
+    for pair in _warm(snapshot, pools, query, rng):
+        chosen[id(pair[0])] = pair
     sorts = _sorts(pools, rng)
     each = max(2, SCORED // len(sorts)) * (4 if thorough else 1)
     for members in sorts:
         drawn = _least_loaded(members, query.excluded, rng, MORE_LOOKS if thorough else LOOKS, each)
         if drawn and not thorough and drawn[0][0].per_slot >= 1.0:
             drawn = _least_loaded(members, query.excluded, rng, MORE_LOOKS, each)
-        for node, pool in drawn:
-            _add(chosen, node, pool.variants)
-    return list(chosen.values())
-
-
-def _add(chosen: dict[tuple[str, str], Eligible], node: NodeState, variants: Sequence[Variant]) -> None:
-    node_id = node.announcement.node_id
-    for variant in variants:
-        # The constructor of a named tuple costs twice as much.
-        chosen[node_id, variant.digest] = tuple.__new__(Eligible, (node, variant))
+        for pair in drawn:
+            chosen[id(pair[0])] = pair
+    # The constructor of a named tuple costs twice as much.
+    new = tuple.__new__
+    return [new(Eligible, (node, variant)) for node, pool in chosen.values() for variant in pool.variants]
 
 
 def _least_loaded(
@@ -68,7 +63,7 @@ def _least_loaded(
     """The `take` least loaded of `looks` drawn, who were not tried already."""
     if len(members) == 1:
         pool = members[0]
-        nodes = [pool.nodes[at] for at in _places(len(pool.nodes), looks, rng)]
+        nodes = pool.nodes.take(_places(len(pool.nodes), looks, rng))
         if excluded:
             nodes = [node for node in nodes if node.announcement.node_id not in excluded]
         nodes.sort(key=_per_slot)
@@ -115,7 +110,7 @@ def _warm(
     if query.session is not None:
         yield from _pooled(snapshot, pools, query, query.session.node_id)
     hashes = query.analysis.prefix_hashes
-    if not hashes:
+    if not hashes or not snapshot.holders:
         return
     holding = snapshot.holders.deepest(hashes)
     start = int(rng() * len(holding))

@@ -50,6 +50,7 @@ from tidegate.routing.domain.request import (
     Placement,
     RouteQuery,
 )
+from tidegate.routing.domain.row import Row
 from tidegate.routing.domain.snapshot import Group, Holders, Kind, Snapshot, is_kind, is_saving, is_up
 from tidegate.routing.domain.work import (
     PROBE_PRIORITY,
@@ -109,6 +110,7 @@ __all__ = [
     "Role",
     "Route",
     "RouteQuery",
+    "Row",
     "Sampling",
     "SequenceOutput",
     "ServeError",

@@ -2,8 +2,7 @@
 
 Nodes of one kind (same variants, same binding) fall at the same lasting filters, so those are decided once
 per kind. What may take work now lies apart from what may not. A snapshot made from another one by
-`with_changes` shares what did not change: its cost does not grow with the fleet, but for the copy of a row of
-references.
+`with_changes` shares what did not change: its cost does not grow with the fleet.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tidegate.routing.domain.node import Binding, Health, NodeState, Variant
+from tidegate.routing.domain.row import Row
 
 
 class Kind(NamedTuple):
@@ -26,7 +26,7 @@ class Group(NamedTuple):
     """All nodes of a kind: those that may take work now, and the others."""
 
     kind: Kind
-    ready: tuple[NodeState, ...]
+    ready: Row
     down: tuple[NodeState, ...]
 
 
@@ -129,7 +129,7 @@ class Snapshot:
 
     def with_changes(self, changed: Sequence[NodeState]) -> Snapshot:
         """The same nodes, some of them changed. Raises KeyError for one that is not there."""
-        groups, rows = self.groups, dict[int, list[NodeState]]()
+        groups, rows = self.groups, dict[int, dict[int, NodeState]]()
         same_blocks = True
         for node in changed:
             number, index = self._places[node.node_id]
@@ -137,14 +137,11 @@ class Snapshot:
             same_blocks = same_blocks and old.prefix_blocks is node.prefix_blocks
             if index < 0 or not is_up(node) or not is_kind(node, groups[number].kind):
                 return self._made_anew(changed)
-            row = rows.get(number)
-            if row is None:
-                row = rows[number] = list(groups[number].ready)
-            row[index] = node
+            rows.setdefault(number, {})[index] = node
         fresh = Snapshot(holders=self._given)
         fresh._nodes, fresh._places = None, self._places
         fresh._groups = tuple(
-            Group(g.kind, tuple(rows[i]), g.down) if i in rows else g for i, g in enumerate(groups)
+            Group(g.kind, g.ready.changed(rows[i]), g.down) if i in rows else g for i, g in enumerate(groups)
         )
         if same_blocks:
             fresh._made = self._made
@@ -174,7 +171,7 @@ class Snapshot:
             row = ready if is_up(node) else down
             places[announcement.node_id] = (number, len(row) if row is ready else -1 - len(row))
             row.append(node)
-        return tuple(Group(kind, tuple(ready), tuple(down)) for kind, ready, down in found)
+        return tuple(Group(kind, Row(ready), tuple(down)) for kind, ready, down in found)
 
 
 def is_up(node: NodeState) -> bool:
