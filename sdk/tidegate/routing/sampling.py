@@ -26,7 +26,7 @@ MAX_SORTS = 4
 MAX_HOLDERS = 2
 
 Random = Callable[[], float]
-_per_slot = attrgetter("per_slot")
+_busy = attrgetter("busy")
 
 
 def size(pools: Sequence[Pool]) -> int:
@@ -48,7 +48,7 @@ def sample(
     each = max(2, SCORED // len(sorts)) * (4 if thorough else 1)
     for members in sorts:
         drawn = _least_loaded(members, query.excluded, rng, MORE_LOOKS if thorough else LOOKS, each)
-        if drawn and not thorough and drawn[0][0].per_slot >= 1.0:
+        if drawn and not thorough and drawn[0][0].busy >= 1.0:
             drawn = _least_loaded(members, query.excluded, rng, MORE_LOOKS, each)
         for pair in drawn:
             chosen[id(pair[0])] = pair
@@ -66,7 +66,7 @@ def _least_loaded(
         nodes = pool.nodes.take(_places(len(pool.nodes), looks, rng))
         if excluded:
             nodes = [node for node in nodes if node.announcement.node_id not in excluded]
-        nodes.sort(key=_per_slot)
+        nodes.sort(key=_busy)
         return [(node, pool) for node in nodes[:take]]
     ends = list(accumulate(len(pool.nodes) for pool in members))
     found = []
@@ -75,7 +75,7 @@ def _least_loaded(
         node = pool.nodes[at - ends[which]]
         if node.announcement.node_id not in excluded:
             found.append((node, pool))
-    found.sort(key=lambda pair: pair[0].per_slot)
+    found.sort(key=lambda pair: pair[0].busy)
     return found[:take]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Tier(StrEnum):
@@ -152,13 +153,19 @@ class InFlight:
     decode_tokens: int = 0
 
 
+@lru_cache(1024)
+def _per_slot(requests: int, slots: int) -> float:
+    """Nodes as busy share the number, so that who compares thousands of nodes finds it in the cache."""
+    return requests / (slots if slots > 0 else 1)
+
+
 @dataclass(frozen=True, slots=True)
 class NodeState:
     """One node inside a snapshot.
 
     `prefix_blocks` holds the names of warm prefix blocks. `active` are the requests there, those just sent
-    included, and `per_slot` as many of them as there are to a slot, one more while the model is not loaded:
-    both are read of many nodes in every decision.
+    included, and `busy` as many of them as there are to a slot, one more while the model is not loaded: both
+    are read of many nodes in every decision.
     """
 
     announcement: Announcement
@@ -170,14 +177,13 @@ class NodeState:
     in_flight: InFlight = InFlight()
     prefix_blocks: frozenset[bytes] = frozenset()
     active: int = field(init=False, repr=False, compare=False)
-    per_slot: float = field(init=False, repr=False, compare=False)
+    busy: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         load, slots = self.load, self.announcement.slots
         active = load.running + load.queued + self.in_flight.requests
         object.__setattr__(self, "active", active)
-        full = slots if load.wake_ms else 0
-        object.__setattr__(self, "per_slot", (active + full) / (slots if slots > 0 else 1))
+        object.__setattr__(self, "busy", _per_slot(active + (slots if load.wake_ms else 0), slots))
 
     @property
     def node_id(self) -> str:
