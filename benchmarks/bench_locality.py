@@ -48,6 +48,8 @@ ROOMY, TIGHT = 500_000, 12_288
 HOT_TOKENS, HOT_TAIL, HOT_ANSWER, COLD_TOKENS = 4096, 128, 64, 2048
 HOT_SHARE, TIMES_CAPACITY, HOT_REQUESTS = 0.8, 3.0, 6_000
 WARM_UP = 500
+# What requests ask for; of the trace as its authors do.
+TRACE_TTFT_MS, HOT_TTFT_MS = 30_000.0, 2_000.0
 TIMES_LOAD_ONLY, LEAST_HITS = 1.5, 0.60
 
 
@@ -84,7 +86,7 @@ class Run:
     answered: int
 
 
-def fleet(cache_tokens: int) -> FleetSpec:
+def fleet(cache_tokens: int, ttft_ms: float = TRACE_TTFT_MS) -> FleetSpec:
     node = {
         "name": "node",
         "count": NODES,
@@ -99,7 +101,8 @@ def fleet(cache_tokens: int) -> FleetSpec:
         "rtt_ms": [5.0, 1.0],
         "speed_noise": 0.2,
     }
-    return parse_fleet({"version": 1, "node": [node]})
+    slo = {"name": "all", "share": 1.0, "ttft_ms": ttft_ms}
+    return parse_fleet({"version": 1, "node": [node], "slo": [slo]})
 
 
 def one_cache(prompts: Sequence[tuple[int, Sequence[bytes]]], tokens: int) -> float:
@@ -186,7 +189,7 @@ def hot_tasks() -> dict[str, Callable[[], Piece]]:
 
 
 def _hot_run(cache: int, policy: str | Policy) -> Piece:
-    spec = fleet(cache)
+    spec = fleet(cache, HOT_TTFT_MS)
     capacity = hot_capacity(fleet(ROOMY))
     arrivals = hot_arrivals(spec, HOT_REQUESTS, TIMES_CAPACITY * capacity)
     hot = next(a.names[0] for a in arrivals if a.prompt_tokens > HOT_TOKENS)

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.common import CannotMeasure, Row, row, run
-from benchmarks.pieces import Piece, Pieces
+from benchmarks.pieces import SIMULATED, Piece, Pieces
 from simulator.fleet import BadInput, FleetSpec, load_fleet
 from simulator.report import report
 from simulator.run import Simulation
@@ -123,6 +123,17 @@ def replicas(of: dict[str, Piece]) -> list[Row]:
     return [row("four replicas, views 1 s stale: lost against one", one - four, "points", bar=1.0)]
 
 
+def played(wanted: list[Play], recorded: list[Recorded], for_s: float, more: str) -> dict[str, Piece]:
+    """Ours depends on the routing code, the policies of the comparison on the simulator alone."""
+    ours = Pieces("trace-tidegate", for_s=for_s, more=more)
+    theirs = Pieces("trace-others", for_s=for_s, more=more, folders=SIMULATED[:1])
+    of: dict[str, Piece] = {}
+    for kept, mine in ((ours, True), (theirs, False)):
+        some = [play for play in wanted if (play.policy == "tidegate") is mine]
+        of |= kept.all_of({play.name: partial(play.piece, recorded) for play in some})
+    return of
+
+
 async def measure(limit: int | None, for_s: float) -> list[Row]:
     data = os.environ.get("DATA")
     if not data:
@@ -132,8 +143,7 @@ async def measure(limit: int | None, for_s: float) -> list[Row]:
         fleet, recorded = load_fleet(sim / "fleet.toml"), read_trace(str(Path(data) / TRACE), limit)
     except BadInput as error:
         raise CannotMeasure(str(error)) from error
-    kept = Pieces("trace", for_s=for_s, more=f"{fleet} {len(recorded)} {TARGET}")
-    of = kept.all_of({play.name: partial(play.piece, recorded) for play in plays(fleet)})
+    of = played(plays(fleet), recorded, for_s, f"{fleet} {len(recorded)} {TARGET}")
     rows = [r for rate in RATES for r in shares(of, rate)]
     rows += [*quality(of), *overload(of), *replicas(of)]
     for policy in ("load-per-slot", "tidegate"):

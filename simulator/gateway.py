@@ -186,6 +186,7 @@ class Gateway:
             sampling=Sampling(),
             max_tokens=arrival.max_tokens,
             work_seq=self._seqs[index],
+            prefix_hashes=arrival.names[:MAX_NAMES],
         )
         self.view.sent(choice.node.node_id, work)
         late_ms = max(choice.prediction.ttft_p95_ms, MIN_LATE_MS) * LATE_TIMES

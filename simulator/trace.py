@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simulator.fleet import BadInput, FleetSpec, Slo
+from tidegate.routing.prefix import NAMED_BLOCKS
 
 MAX_TOKENS = 1024
 # A block of a Mooncake trace, and of the names that routing goes by.
 TRACE_BLOCK_TOKENS, NAME_TOKENS = 512, 128
 # As many blocks of a prompt have names in a gateway.
-MAX_NAMES = 256
+MAX_NAMES = NAMED_BLOCKS
 
 
 class Recorded(NamedTuple):

@@ -13,11 +13,10 @@ from pathlib import Path
 from gateway.analysis.difficulty import DifficultyModel
 from gateway.analysis.tokens import TEMPLATE_TOKENS, estimate_chat_tokens, estimate_tokens
 from tidegate.routing.domain import Analysis, GenerateRequest, Message, Role
-from tidegate.routing.prefix import BLOCK_BYTES, canonical_bytes, prefix_names
+from tidegate.routing.prefix import BLOCK_BYTES, NAMED_BLOCKS, canonical_bytes, prefix_names
 
 MIN_KEY_BYTES = 16
-# 64 KiB: naming costs about 3 us a block, and the whole analysis has a millisecond.
-MAX_BLOCKS = 128
+MAX_BLOCKS = NAMED_BLOCKS
 _MAX_TENANT_KEYS = 1024
 
 

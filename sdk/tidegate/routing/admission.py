@@ -21,6 +21,7 @@ from typing import NamedTuple
 from tidegate.routing.domain import Code, OnMiss, RouteQuery
 from tidegate.routing.latency import LatencyModel
 from tidegate.routing.plan import Choice, Pick, Plan, Reason, Refusal, good_enough
+from tidegate.routing.policy import speed_of
 from tidegate.routing.prediction import Prediction
 from tidegate.routing.waiting import FLOOR_SHARE, FairQueue, Ticket
 
@@ -135,7 +136,8 @@ def place(plan: Plan, wait_ms: float, model: LatencyModel, patience_ms: float) -
     if has_room(first, plan.pick):
         return plan
     if first.qualified and _can_wait(first, query, wait_ms, model, patience_ms):
-        return None
+        other = _as_good(plan, wait_ms)
+        return None if other is None else _moved(plan, other)
     needs_quality = first.qualified or good_enough(first.p_good_of, query)
     for choice in plan.fallbacks:
         fit = choice.qualified or not first.qualified
@@ -144,9 +146,32 @@ def place(plan: Plan, wait_ms: float, model: LatencyModel, patience_ms: float) -
             and has_room(choice, plan.pick)
             and (not needs_quality or good_enough(choice.p_good_of, query))
         ):
-            others = tuple(c for c in plan.choices if c is not choice)
-            return replace(plan, choices=(choice, *others), pick=Pick.HAS_ROOM)
+            return _moved(plan, choice)
     return None
+
+
+def _as_good(plan: Plan, wait_ms: float) -> Choice | None:
+    """Who has room now at no higher cost and is done before the first choice would be after the wait."""
+    first, query = plan.first, plan.query
+    speed = speed_of(query)
+    limit_ms = speed(first._replace(prediction=idle(first.prediction))) + wait_ms
+    return min(
+        (
+            c
+            for c in plan.fallbacks
+            if c.qualified
+            and c.cost_per_mtoken <= first.cost_per_mtoken
+            and has_room(c, plan.pick)
+            and speed(c) <= limit_ms
+        ),
+        key=speed,
+        default=None,
+    )
+
+
+def _moved(plan: Plan, choice: Choice) -> Plan:
+    others = tuple(c for c in plan.choices if c is not choice)
+    return replace(plan, choices=(choice, *others), pick=Pick.HAS_ROOM)
 
 
 def _can_wait(

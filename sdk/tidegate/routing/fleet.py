@@ -26,10 +26,12 @@ from tidegate.routing.domain import (
     Variant,
     Work,
 )
+from tidegate.routing.prefix import BLOCK_BYTES
 from tidegate.routing.prefix_index import PrefixIndex
 
 RTT_WEIGHT = 0.25
 BYTES_PER_TOKEN = 4
+BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 MAX_REMEMBERED_BOOTS = 10_000
 MAX_STALL_DOUBLINGS = 5
 
@@ -173,7 +175,9 @@ class Fleet:
     def sent(self, node_id: str, work: Work) -> None:
         node = self._nodes.get(node_id)
         if node is not None:
-            tokens = max(1, len(work.input) // BYTES_PER_TOKEN)
+            # Of what lies warm there only the rest is computed.
+            warm = node.prefix.matched(work.prefix_hashes) * BLOCK_TOKENS
+            tokens = max(1, len(work.input) // BYTES_PER_TOKEN - warm)
             node.sent[work.key] = _Sent(work.work_seq, tokens, work.max_tokens)
             self._changed(node_id)
 

@@ -23,13 +23,15 @@ from tidegate.routing.knowledge import (
 from tidegate.routing.lengths import Lengths
 from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.prediction import Prediction
-from tidegate.routing.prefix import BLOCK_BYTES, matched_blocks
+from tidegate.routing.prefix import BLOCK_BYTES, NAMED_BLOCKS, matched_blocks
 
 BYTES_PER_TOKEN = 4
 BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
+NAMED_TOKENS = NAMED_BLOCKS * BLOCK_TOKENS
 # Classes learn from every node; once they know something, every fourth observation is enough.
 _CLASS_LEARNS_ALL, _CLASS_LEARNS_EACH = 64, 4
 _MAX_CURVES = 20_000
+_BEYOND_WEIGHT = 0.1
 _FEW_NODES = 256
 # Who has seen fewer first tokens than this takes over what a peer knows.
 _ADOPT_BELOW = 20
@@ -68,6 +70,7 @@ class LearnedLatency:
         self._fading: list[tuple[str, str]] = []
         self._changed: set[tuple[str, str, str]] = set()
         self._class_of: dict[str, str] = {}
+        self._beyond: dict[str, float] = {}
 
     # --- predicting ---
 
@@ -77,6 +80,8 @@ class LearnedLatency:
         cached = 0
         if node.prefix_blocks or query.session is not None:
             cached = expected_cached_tokens(node, variant, query)
+            if cached == NAMED_TOKENS:
+                cached += int(self._beyond.get(variant.digest, 0.0) * (asked - cached))
         (
             _, per_token_ms, spare_tokens, alone_ms, ahead_ms, beside_ms, before_ms, pass_ms, of_fresh,
             of_beside, least_ms, tpot_ms, median_tpot_ms, waited_ms, network_ms, of_ttft, of_total, odds,
@@ -163,6 +168,8 @@ class LearnedLatency:
             self._curves.pop(o.node_id, None)
             self._class_of[o.node_id] = o.hardware_class
         _learn(known, o)
+        if o.prompt_tokens > 0 and not o.first_token_told:
+            self._look_beyond(o)
         known.heard_s = self._now_s
         self._changed.add(("node", o.node_id, o.variant_digest))
         if pool.seen < _CLASS_LEARNS_ALL or known.seen % _CLASS_LEARNS_EACH == 0:
@@ -174,6 +181,17 @@ class LearnedLatency:
             self.lengths.prompted(o.model, o.prediction.asked_tokens, o.prompt_tokens)
         if o.output_tokens > 0 and o.outcome is Outcome.FINISHED:
             self.lengths.answered(o.model, o.prediction.asked_tokens, o.output_tokens, stopped=o.stopped)
+
+    def _look_beyond(self, o: Observation) -> None:
+        """Only the beginning of a long prompt has names. Where all of these are held, the rest is taken to
+        be as warm as it was for such prompts of late."""
+        asked = o.prediction.asked_tokens
+        if o.prediction.cached_tokens < NAMED_TOKENS or asked <= NAMED_TOKENS:
+            return
+        named = NAMED_TOKENS * o.prompt_tokens / asked
+        share = min(max((o.cached_tokens - named) / max(o.prompt_tokens - named, 1.0), 0.0), 1.0)
+        before = self._beyond.get(o.variant_digest, 0.0)
+        self._beyond[o.variant_digest] = before + _BEYOND_WEIGHT * (share - before)
 
     def _pool(self, hardware_class: str, variant_digest: str) -> Knowledge:
         key = (hardware_class, variant_digest)

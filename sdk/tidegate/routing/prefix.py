@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from tidegate.routing.domain import Message, Role
 
@@ -25,6 +25,9 @@ _ESCAPED_BYTES = b"".join(plain for plain, _ in _ESCAPES)
 # Up to here one look for all of them at once is faster than one for each.
 _ONE_LOOK_BYTES = 4096
 BLOCK_BYTES = 512
+# A gateway names so many blocks of a prompt, 64 KiB: naming costs about 3 us a block, and all that is done
+# before routing has a millisecond.
+NAMED_BLOCKS = 128
 NAME_BYTES = 16
 
 
@@ -86,7 +89,7 @@ def names_digest(names: Iterable[bytes]) -> int:
     return digest
 
 
-def matched_blocks(wanted: Sequence[bytes], held: frozenset[bytes]) -> int:
+def matched_blocks(wanted: Sequence[bytes], held: Set[bytes]) -> int:
     """How many leading blocks of `wanted` are held."""
     count = 0
     for name in wanted:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tidegate.routing.domain import CacheDelta
-from tidegate.routing.prefix import names_digest
+from tidegate.routing.prefix import matched_blocks, names_digest
 
 MAX_NAMES = 65_536
 
@@ -58,6 +58,10 @@ class PrefixIndex:
             self._digest ^= names_digest((name,))
         self._view = None
         return self._is_partial or self._digest == delta.digest
+
+    def matched(self, names: Sequence[bytes]) -> int:
+        """How many leading names are held."""
+        return matched_blocks(names, self._names)
 
     def view(self) -> frozenset[bytes]:
         """The names, immutable. Made when a snapshot needs it, not with every report."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from gateway_fakes import CLOUD, EDGE, Clock, add_ready, announcement, node_record, work
 
@@ -252,3 +254,16 @@ def test_words_of_unknown_nodes_are_ignored(fleet: Fleet) -> None:
     fleet.mark_stalled("ghost", 0.0, 1.0)
     assert fleet.snapshot().nodes == ()
     assert fleet.silent_ms("ghost") == 0.0
+
+
+def test_work_on_a_warm_node_counts_only_what_is_left_to_compute(fleet: Fleet) -> None:
+    add_ready(fleet, "n1")
+    names = (b"a" * 16, b"b" * 16)
+    fleet.cache_report("n1", CacheDelta(held=names, digest=names_digest(names)))
+    warm = replace(work("a", data=b"x" * 1200, max_tokens=10, work_seq=1), prefix_hashes=(*names, b"c" * 16))
+    fleet.sent("n1", warm)
+    assert fleet.snapshot().by_id["n1"].in_flight == InFlight(1, 300 - 2 * 128, 10)
+    # The control: the same bytes under names that the node does not hold.
+    cold = replace(work("b", data=b"x" * 1200, max_tokens=10, work_seq=2), prefix_hashes=(b"d" * 16,))
+    fleet.sent("n1", cold)
+    assert fleet.snapshot().by_id["n1"].in_flight == InFlight(2, 44 + 300, 20)

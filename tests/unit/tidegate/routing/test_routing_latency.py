@@ -7,13 +7,20 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from routing_fixtures import SMALL, cloud, node, query
+from routing_fixtures import SMALL, cloud, node, observed, query
 
 from tidegate.routing.curves import step_ms
 from tidegate.routing.domain import Budget, InFlight, NodeLoad, SessionHint, Speeds
-from tidegate.routing.latency import BLOCK_TOKENS, LearnedLatency, expected_cached_tokens, p_meet
+from tidegate.routing.latency import (
+    BLOCK_TOKENS,
+    NAMED_TOKENS,
+    LearnedLatency,
+    expected_cached_tokens,
+    p_meet,
+)
 from tidegate.routing.odds import LogNormal, Odds, SampledJoint, SampledTtft
 from tidegate.routing.prediction import Prediction
+from tidegate.routing.prefix import NAMED_BLOCKS
 
 MODEL = LearnedLatency()
 FLAT = Speeds(1000.0, ((1, 100.0), (4, 50.0)))  # 1 ms a prompt token; steps of 10 ms alone, 20 ms at four
@@ -200,3 +207,22 @@ def test_odds_at_the_median_are_even_and_a_spent_budget_is_lost() -> None:
     assert p_meet(p, Budget(ttft_ms=100.0), 100.0) == 0.0
     assert p_meet(p, Budget(total_ms=200.0 * math.exp(0.25 * 1.2815515)), 0.0) == pytest.approx(0.9)
     assert p_meet(p, Budget(), 1e9) == 1.0
+
+
+def test_beyond_the_names_a_prompt_is_as_warm_as_such_prompts_were() -> None:
+    """All 128 named blocks are held; of the tenth that has no names nothing is expected at first."""
+    names = tuple(n.to_bytes(16, "big") for n in range(NAMED_BLOCKS))
+    asked = query(prompt_tokens=18_022, hashes=names)
+    warm, other = node(blocks=frozenset(names)), node(blocks=frozenset(names[:-1]))
+    model = LearnedLatency()
+    assert model.predict(warm, SMALL, asked).cached_tokens == NAMED_TOKENS
+    for _ in range(60):
+        prediction = model.predict(warm, SMALL, asked)
+        model.record(observed(prediction, ttft_times=1.0, cached_tokens=18_000, prompt_tokens=18_022))
+    assert model.predict(warm, SMALL, asked).cached_tokens > 17_900
+    # Where the names end before, so does what is warm.
+    assert model.predict(other, SMALL, asked).cached_tokens == NAMED_TOKENS - 128
+    for _ in range(60):
+        prediction = model.predict(warm, SMALL, asked)
+        model.record(observed(prediction, ttft_times=1.0, cached_tokens=NAMED_TOKENS, prompt_tokens=18_022))
+    assert model.predict(warm, SMALL, asked).cached_tokens < NAMED_TOKENS + 100

@@ -344,3 +344,19 @@ def test_a_cold_prompt_goes_where_the_cache_loses_least() -> None:
     assert {first_name(plan_of(snapshot, query(), chance / 10)) for chance in range(10)} == {"roomy"}
     none = {first_name(plan_of(fleet(*full), query(), chance / 10)) for chance in range(10)}
     assert len(none) > 1  # the control: without such a node, by chance as ever
+
+
+def test_a_warm_prefix_is_worth_a_queue_of_three_times_what_it_saves_and_no_more() -> None:
+    """What a prompt computes anew counts once for itself and twice for those after it. A prefix is copied to
+    another node only where load demands it: sticking to it whatever the load is the trap.
+    """
+    held = frozenset({b"a" * 16, b"b" * 16, b"c" * 16})
+    asked = query(prompt_tokens=500, hashes=tuple(sorted(held)), budget=Budget(ttft_ms=60_000.0))
+
+    def chosen(pending_tokens: int) -> str:
+        load = NodeLoad(running=1, pending_prefill_tokens=pending_tokens)
+        return first_name(plan_of(fleet(node("warm", load=load, blocks=held), node("cold")), asked))
+
+    # 384 of 500 tokens are warm.
+    assert chosen(0) == chosen(500) == chosen(1000) == "warm"
+    assert chosen(2000) == chosen(8000) == "cold"
