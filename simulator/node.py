@@ -86,6 +86,12 @@ class BlockCache:
         now.add(name)
         before.discard(name)
 
+    def twin(self) -> BlockCache:
+        """A copy that goes its own way."""
+        twin = BlockCache(self._room * NAME_TOKENS)
+        twin._blocks = self._blocks.copy()
+        return twin
+
     def clear(self) -> None:
         self._blocks.clear()
         self.digest = 0
@@ -163,10 +169,20 @@ class Node:
         self._start(now_s)
         return first, ended
 
+    def leaves_waiting(self) -> bool:
+        """Whether somebody will still wait for a slot after the present stretch."""
+        steps = self._steps
+        ended = sum(s.produced + steps >= s.arrival.output_tokens for s in self._decoding)
+        ended += sum(
+            s.arrival.output_tokens <= 1 and s.prefill - take * steps <= _ROUNDING for s, take in self._takes
+        )
+        return len(self.queue) > self.spec.slots - len(self.running) + ended
+
     def drop_all(self) -> list[Seq]:
         """A crash: everything is gone, the cache too."""
         lost = [*self.running, *self.queue]
         self.running, self.queue, self.end_s = [], [], None
+        self._takes, self._decoding = [], []
         self.cache.clear()
         return lost
 
@@ -191,7 +207,7 @@ class Node:
         return max(int(prefill), 0), max(decode, 0)
 
     def fork(self) -> Node:
-        """A copy to look ahead with. Its cache is shared and must not change: see foresee()."""
+        """A copy to look ahead with. Its cache is shared and must not change: see Foresight."""
         twin = copy.copy(self)
         copies = {id(s): copy.copy(s) for s in (*self.running, *self.queue)}
         twin.running = [copies[id(s)] for s in self.running]
@@ -245,18 +261,3 @@ class _Frozen(BlockCache):
 
     def insert(self, names: Sequence[bytes]) -> None:
         pass
-
-
-def foresee(node: Node, seq: Seq, arrives_s: float, *, whole: bool) -> tuple[float, float]:
-    """When the first token and (with `whole`) the last one would be made, if nothing else came after it."""
-    twin, mine = node.fork(), copy.copy(seq)
-    coming = sorted([*twin.transit, (arrives_s, mine)], key=lambda pair: pair[0])
-    while True:
-        if coming and (twin.end_s is None or coming[0][0] <= twin.end_s):
-            at_s, next_seq = coming.pop(0)
-            twin.submit(next_seq, at_s)
-            continue
-        at_s = twin.end_s if twin.end_s is not None else math.inf
-        first, ended = twin.finish()
-        if mine in ended or (not whole and mine in first):
-            return mine.first_s, at_s

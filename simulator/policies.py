@@ -9,7 +9,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from simulator.node import Node, Seq, foresee
+from simulator.foresight import Foresight
+from simulator.node import Node, Seq
 from simulator.trace import Arrival
 from tidegate.routing.domain import Tier
 
@@ -30,6 +31,19 @@ def chooser(name: str, make: Make, delay_s: Callable[[Node, Arrival], float], rn
     Raises KeyError for an unknown name.
     """
     turn = 0
+    foresights: dict[int, Foresight] = {}
+
+    def foresee(node: Node, arrival: Arrival, now_s: float, *, whole: bool) -> tuple[float, float]:
+        """Seconds until the first token and the last one are there."""
+        way_s, foresight = delay_s(node, arrival), foresights.get(node.index)
+        if foresight is None:
+            foresight = foresights[node.index] = Foresight(node)
+        first_s, last_s = foresight.of(make(node, arrival), now_s + way_s, now_s, whole=whole)
+        return first_s + way_s - now_s, last_s + way_s - now_s
+
+    def placed(node: Node, arrival: Arrival, now_s: float) -> Node:
+        foresights[node.index].add(make(node, arrival), now_s + delay_s(node, arrival))
+        return node
 
     def least(nodes: Sequence[Node], key: Callable[[Node], float]) -> Node:
         fewest = min(map(key, nodes))
@@ -64,25 +78,20 @@ def chooser(name: str, make: Make, delay_s: Callable[[Node, Arrival], float], rn
         return choose
 
     def min_ttft(arrival: Arrival, nodes: Sequence[Node], now_s: float) -> Node:
-        def ttft_s(node: Node) -> float:
-            way_s = delay_s(node, arrival)
-            return foresee(node, make(node, arrival), now_s + way_s, whole=False)[0] + way_s
-
-        return min(nodes, key=ttft_s)
+        best = min(nodes, key=lambda node: foresee(node, arrival, now_s, whole=False)[0])
+        return placed(best, arrival, now_s)
 
     def exact(arrival: Arrival, nodes: Sequence[Node], now_s: float) -> Node:
         """The cheapest that meets all parts; edge first, then most reuse, then earliest."""
 
         def rank(node: Node) -> tuple[bool, float, bool, int, float]:
-            way_s = delay_s(node, arrival)
-            first_s, last_s = foresee(node, make(node, arrival), now_s + way_s, whole=True)
-            total_s = last_s + way_s - now_s
-            if not keeps(arrival, first_s + way_s - now_s, total_s):
+            ttft_s, total_s = foresee(node, arrival, now_s, whole=True)
+            if not keeps(arrival, ttft_s, total_s):
                 return True, total_s, False, 0, 0.0
             warm = node.cache.warm_tokens(arrival.names, arrival.prompt_tokens)
             return False, node.spec.cost_per_mtoken, node.spec.tier is Tier.CLOUD, -warm, total_s
 
-        return min(nodes, key=rank)
+        return placed(min(nodes, key=rank), arrival, now_s)
 
     known: dict[str, Choose] = {
         "round-robin": round_robin,

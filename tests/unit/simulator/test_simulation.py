@@ -10,6 +10,7 @@ import pytest
 
 from simulator.__main__ import main
 from simulator.fleet import BadInput, FleetSpec, parse_fleet
+from simulator.foresight import Foresight
 from simulator.policies import POLICIES
 from simulator.report import report
 from simulator.run import Served, Simulation
@@ -113,6 +114,27 @@ def test_many_alike_steps_are_as_single_steps() -> None:
         wide, [Recorded(0.0, 950, 40), *[Recorded(0.2 + i / 10, 10, 1) for i in range(9)]], "round-robin"
     )
     assert cut[0].total_s == pytest.approx(plain[0].total_s)
+
+
+@pytest.mark.parametrize("policy", ["exact", "min-ttft"])
+def test_what_is_foreseen_once_is_as_if_foreseen_for_every_request(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under overload, with a node that fails: looking ahead from the node itself each time gives the same."""
+    faults = [{"at_s": 5.0, "for_s": 6.0, "kind": kind, "factor": 3.0} for kind in ("slow", "kill")]
+    noisy = {"speed_noise": 0.2, "rtt_ms": [5.0, 2.0]}
+    fleet = fleet_of({**NODE, "count": 2, **noisy}, {**NODE, **noisy, "name": "failing", "failures": faults})
+    fast = [r._replace(at_s=r.at_s / 2, blocks=()) for r in TRACE]
+    kept = [(s.ttft_s, s.total_s) for s in play(fleet, fast, policy)]
+    follow = Foresight._follow
+
+    def anew(self: Foresight, now_s: float) -> None:
+        self._state = None
+        follow(self, now_s)
+
+    monkeypatch.setattr(Foresight, "_follow", anew)
+    assert [(s.ttft_s, s.total_s) for s in play(fleet, fast, policy)] == kept
+    assert max(total_s for _, total_s in kept) > 20.0  # they did wait
 
 
 @pytest.mark.parametrize("broken", [{}, {"version": 1, "node": []}, {"version": 1, "node": [{"name": "x"}]}])
