@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from simulator.fleet import FleetSpec, NodeSpec
+from simulator.fleet import FleetSpec, NodeSpec, Slo
 from simulator.node import Node, Seq
 from simulator.trace import MAX_NAMES, Arrival
 from tidegate.routing.admission import AdmissionLimits, AdmissionQueue, Granted, expected_tokens
@@ -99,6 +99,7 @@ class Gateway:
         self.open: dict[AttemptKey, Try] = {}
         self._now = now
         self._target_share = target_share
+        self._classes: dict[Slo, RouteQuery] = {}
         self._policy = policy_named(policy) if isinstance(policy, str) else policy
         self._rng = random.Random(seed).random
         self._quality = _Ability(fleet)
@@ -121,23 +122,29 @@ class Gateway:
         self.view.remove(node.spec.name, self._boots[node.index])
 
     def decide(self, arrival: Arrival, tried: frozenset[str] = frozenset()) -> Plan | Refusal:
-        query = self._query(arrival, tried)
-        if factors := self.margins.of(query):
-            query = replace(query, margins=factors)
-        return self._policy.route(self.view.snapshot(), query, self.model, self._rng, self._quality)
-
-    def _query(self, arrival: Arrival, tried: frozenset[str] = frozenset()) -> RouteQuery:
-        slo = arrival.slo
-        return RouteQuery(
-            model="sim",
+        alike = self._alike(arrival.slo)
+        query = RouteQuery(
+            model=alike.model,
             analysis=Analysis(arrival.prompt_tokens, lambda: arrival.seen, arrival.names[:MAX_NAMES]),
             max_tokens=arrival.max_tokens,
-            budget=Budget(ttft_ms=slo.ttft_ms, tpot_ms=slo.tpot_ms, total_ms=slo.total_ms),
-            target_share=self._target_share,
+            budget=alike.budget,
+            target_share=alike.target_share,
             min_p_good=REQUIRED_P_GOOD if arrival.required else 0.0,
             excluded=tried,
             elapsed_ms=(self._now() - arrival.at_s) * 1000,
+            margins=self.margins.of(alike),
         )
+        return self._policy.route(self.view.snapshot(), query, self.model, self._rng, self._quality)
+
+    def _alike(self, slo: Slo) -> RouteQuery:
+        """What all requests of a class have in common; made once."""
+        found = self._classes.get(slo)
+        if found is None:
+            budget = Budget(ttft_ms=slo.ttft_ms, tpot_ms=slo.tpot_ms, total_ms=slo.total_ms)
+            analysis = Analysis(0, lambda: 0.0)
+            found = RouteQuery("sim", analysis, 0, budget, self._target_share, 0.0)
+            self._classes[slo] = found
+        return found
 
     def enter(self, arrival: Arrival, attempt: int, tried: frozenset[str]) -> Plan | Refusal | None:
         """A plan to send, None for who waits, or a refusal."""
@@ -227,7 +234,7 @@ class Gateway:
             and (slo.tpot_ms is None or tpot_ms <= slo.tpot_ms)
             and (slo.total_ms is None or (now_s - at_s) * 1000 <= slo.total_ms)
         )
-        self.margins.record(self._query(tried.arrival), tried.choice.node.binding.tier, met=met)
+        self.margins.record(self._alike(slo), tried.choice.node.binding.tier, met=met)
 
     def look(self, seqs: Callable[[Try], Seq]) -> None:
         """A few times a second: what attempts that still run teach."""

@@ -80,9 +80,15 @@ class Knowledge:
     def settle(self) -> None:
         """To be called when something was learned or forgotten. Decisions read what is known of a few nodes
         out of thousands: here it lies side by side, which for the processor's cache is half the way."""
-        of = (*self.prefill.theta, *self.step.theta, *self.queue.theta, *self.network.theta)
+        alone, fresh, ahead, beside = self.prefill.theta
+        one, more = self.step.theta
+        slot, waiting = self.queue.theta
         least = 1.0 if self.prefill.is_young else 0.0
-        self.terms: tuple[float, ...] = tuple([x + 0.0 for x in (*of, least, self.spare_tokens)])
+        # Adding nothing makes new numbers, one beside the other.
+        self.terms = (
+            alone + 0.0, fresh + 0.0, ahead + 0.0, beside + 0.0, one + 0.0, more + 0.0, slot + 0.0,
+            waiting + 0.0, self.network.theta[0] + 0.0, least, self.spare_tokens + 0.0,
+        )  # fmt: skip
         self.outlook: Outlook | None = None
 
     def scored(self, regime: int) -> Scored:
