@@ -38,20 +38,26 @@ def step_ms(decode: tuple[tuple[int, float], ...], batch: int) -> float:
     return low_ms + slope * max(batch - low_batch, 0)
 
 
-class Curves:
-    """The times of one report; steps are looked up many times and computed once each."""
+class _Steps(dict[int, float]):
+    """Milliseconds of a step by the number of sequences; looked up many times and computed once each."""
 
-    __slots__ = ("_steps", "alone_ms", "ms_per_token", "speeds")
+    def __init__(self, decode: tuple[tuple[int, float], ...]) -> None:
+        super().__init__({0: 0.0, 1: step_ms(decode, 1)})
+        self._decode = decode
+
+    def __missing__(self, batch: int) -> float:
+        found = self[batch] = step_ms(self._decode, batch)
+        return found
+
+
+class Curves:
+    """The times of one report."""
+
+    __slots__ = ("alone_ms", "ms_per_token", "speeds", "steps_ms")
 
     def __init__(self, speeds: Speeds) -> None:
         tps = speeds.prefill_tokens_per_s
         self.speeds = speeds
         self.ms_per_token = 1000.0 / (tps if tps > _MIN_TPS else _UNKNOWN_PREFILL_TPS)
-        self.alone_ms = step_ms(speeds.decode, 1)
-        self._steps: dict[int, float] = {0: 0.0, 1: self.alone_ms}
-
-    def step(self, batch: int) -> float:
-        found = self._steps.get(batch)
-        if found is None:
-            found = self._steps[batch] = step_ms(self.speeds.decode, batch)
-        return found
+        self.steps_ms = _Steps(speeds.decode)
+        self.alone_ms = self.steps_ms[1]

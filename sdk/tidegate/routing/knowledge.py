@@ -109,7 +109,7 @@ class Knowledge:
             self.curves = new
             return new
         token, alone = new.ms_per_token / old.ms_per_token, new.alone_ms / old.alone_ms
-        full = new.step(slots) / old.step(slots)
+        full = new.steps_ms[slots] / old.steps_ms[slots]
         if all(abs(ratio - 1.0) < _SAME_REPORT for ratio in (token, alone, full)):
             return old
         self.curves = new
@@ -130,26 +130,27 @@ class Knowledge:
         ) = self.terms  # fmt: skip
         # What was just sent counts as load until the node acknowledges it.
         beside = active if active < slots else slots - 1
-        beside_ms, alone_ms = curves.step(beside), curves.alone_ms
+        steps_ms, alone_ms = curves.steps_ms, curves.alone_ms
+        beside_ms = steps_ms[beside]
         ahead_ms = (load.pending_prefill_tokens + sent.prefill_tokens) * curves.ms_per_token
         if active >= slots:
             regime = QUEUED
             pending = load.pending_decode_tokens + sent.decode_tokens
             waiting_ms = ahead_ms * (1.0 + beside_ms / PREFILL_CHUNK_MS)
-            queue_parts = (_slot_wait_ms(active, slots, pending, curves.step(slots)), waiting_ms)
+            queue_parts = (_slot_wait_ms(active, slots, pending, steps_ms[slots]), waiting_ms)
             queue_ms = of_slot * queue_parts[0] + of_waiting * waiting_ms
             ahead_ms = 0.0
         else:
             regime = BUSY if active or ahead_ms else IDLE
             queue_parts, queue_ms = (0.0, 0.0), 0.0
         behind_ms = of_ahead * ahead_ms
-        step_parts = (alone_ms, curves.step(beside + 1) - alone_ms)
+        step_parts = (alone_ms, steps_ms[beside + 1] - alone_ms)
         tpot_ms = of_one * step_parts[0] + of_more * step_parts[1] + LEAST_MS
         rtt_ms = node.rtt_ms
         network_ms = of_path * (rtt_ms + NETWORK_BASE_MS) - NETWORK_BASE_MS
         if network_ms < rtt_ms:
             network_ms = rtt_ms
-        odds, of_ttft, of_tpot, of_total = self.scored(regime)
+        odds, of_ttft, of_tpot, of_total = self._scored[regime] or self.scored(regime)
         # As a plain tuple: it is made and taken apart once per candidate of every decision.
         return (
             node,

@@ -33,7 +33,7 @@ def size(pools: Sequence[Pool]) -> int:
     """Candidates, those already tried included."""
     candidates = 0
     for pool in pools:
-        candidates += len(pool.nodes) * len(pool.variants)
+        candidates += pool.nodes.size * len(pool.variants)
     return candidates
 
 
@@ -61,29 +61,24 @@ def _least_loaded(
     members: Sequence[Pool], excluded: frozenset[str], rng: Random, looks: int, take: int
 ) -> list[tuple[NodeState, Pool]]:
     """The `take` least loaded of `looks` drawn, who were not tried already."""
+    total = sum([pool.nodes.size for pool in members])
+    start, step, count = int(rng() * total), int(rng() * total) | 1, looks if looks < total else total
     if len(members) == 1:
         pool = members[0]
-        nodes = pool.nodes.take(_places(len(pool.nodes), looks, rng))
+        nodes = pool.nodes.spaced(start, step, count)
         if excluded:
             nodes = [node for node in nodes if node.announcement.node_id not in excluded]
         nodes.sort(key=_busy)
         return [(node, pool) for node in nodes[:take]]
-    ends = list(accumulate(len(pool.nodes) for pool in members))
+    ends = list(accumulate(pool.nodes.size for pool in members))
     found = []
-    for at in _places(ends[-1], looks, rng):
-        pool = members[which := bisect_right(ends, at)]
+    for place in range(start, start + step * count, step):
+        pool = members[which := bisect_right(ends, at := place % total)]
         node = pool.nodes[at - ends[which]]
         if node.announcement.node_id not in excluded:
             found.append((node, pool))
     found.sort(key=lambda pair: pair[0].busy)
     return found[:take]
-
-
-def _places(total: int, looks: int, rng: Random) -> list[int]:
-    """Evenly spaced over all, from a random one on."""
-    start, step = int(rng() * total), int(rng() * total) | 1
-    last = start + step * (looks if looks < total else total)
-    return [at % total for at in range(start, last, step)]
 
 
 def _sorts(pools: Sequence[Pool], rng: Random) -> list[list[Pool]]:

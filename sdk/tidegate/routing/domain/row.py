@@ -6,7 +6,7 @@ cache, and out of it what the next decision needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 
 from tidegate.routing.domain.node import NodeState
@@ -19,7 +19,7 @@ _MASK = _BLOCK - 1
 class Row:
     """Immutable. All blocks but the last one are full."""
 
-    __slots__ = ("_blocks", "_size")
+    __slots__ = ("_blocks", "size")
 
     def __init__(self, nodes: Iterable[NodeState] = ()) -> None:
         left = iter(nodes)
@@ -27,10 +27,10 @@ class Row:
         while block := tuple(islice(left, _BLOCK)):
             blocks.append(block)
         self._blocks = tuple(blocks)
-        self._size = sum(map(len, blocks))
+        self.size = sum(map(len, blocks))
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def __iter__(self) -> Iterator[NodeState]:
         return chain.from_iterable(self._blocks)
@@ -38,10 +38,11 @@ class Row:
     def __getitem__(self, at: int) -> NodeState:
         return self._blocks[at >> _SHIFT][at & _MASK]
 
-    def take(self, places: Sequence[int]) -> list[NodeState]:
-        """Several at once, in the order of `places`."""
-        blocks = self._blocks
-        return [blocks[at >> _SHIFT][at & _MASK] for at in places]
+    def spaced(self, start: int, step: int, count: int) -> list[NodeState]:
+        """So many, from `start` on, each `step` further than the last one, round and round."""
+        blocks, size = self._blocks, self.size
+        places = range(start, start + step * count, step)
+        return [blocks[(at := place % size) >> _SHIFT][at & _MASK] for place in places]
 
     def changed(self, by_place: Mapping[int, NodeState]) -> Row:
         """The same nodes but these."""
@@ -51,5 +52,5 @@ class Row:
             block[at & _MASK] = node
             blocks[at >> _SHIFT] = tuple(block)
         row = Row.__new__(Row)
-        row._blocks, row._size = tuple(blocks), self._size
+        row._blocks, row.size = tuple(blocks), self.size
         return row
