@@ -75,8 +75,10 @@ class LearnedLatency:
     # --- predicting ---
 
     def predict(self, node: NodeState, variant: Variant, query: RouteQuery) -> Prediction:
-        asked = query.analysis.prompt_tokens
-        prompt_tokens, tokens = self.lengths.of(variant.model, asked, query.max_tokens)
+        asked, model, most = query.analysis.prompt_tokens, variant.model, query.max_tokens
+        told_model, told_prompt, told_most, prompt_tokens, tokens = self.lengths.last
+        if told_model is not model or told_prompt != asked or told_most != most:
+            prompt_tokens, tokens = self.lengths.of(model, asked, most)
         cached = 0
         if node.prefix_blocks or query.session is not None:
             cached = expected_cached_tokens(node, variant, query)
@@ -131,14 +133,13 @@ class LearnedLatency:
         between two of their reports, so that theirs are not."""
         announced = node.announcement
         known = self._nodes.get((announced.node_id, variant.digest))
-        speeds = node.load.speeds or announced.speeds
         if known is None or known.boot_id != announced.boot_id:
             known = self._classes.get((announced.hardware_class, variant.digest), self._unlearned)
-            return known.look_at(node, self._report(announced.node_id, speeds))
+            return known.look_at(node, self._report(announced.node_id, node.speeds))
         kept = known.outlook
         if kept is not None and kept[0] is node:
             return kept
-        outlook = known.look_at(node, known.curves_of(speeds, max(announced.slots, 1)))
+        outlook = known.look_at(node, known.curves_of(node.speeds, max(announced.slots, 1)))
         if len(self._nodes) <= _FEW_NODES:
             known.outlook = outlook
         return outlook

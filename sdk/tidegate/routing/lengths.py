@@ -15,6 +15,7 @@ KEEP = 0.99
 _PRIOR_ENDED, _PRIOR_TOKENS = 0.05, 128.0
 _RATIO_WEIGHT = 0.05
 _MAX_RATIO = 4.0
+_NOTHING = (None, 0, 0, 0.0, 0.0)
 
 
 def prompt_class(prompt_tokens: int) -> int:
@@ -32,22 +33,19 @@ class Lengths:
         self.ended: dict[tuple[str, int], tuple[float, float]] = {}
         self.ratios: dict[str, float] = {}
         self._prompts: dict[str, int] = {}
-        self._last: tuple[str, int, int, float, float] | None = None
+        # The last question, then its answer: the candidates of one decision mostly ask the same.
+        self.last: tuple[str | None, int, int, float, float] = _NOTHING
 
     def of(self, model: str, prompt_tokens: int, max_tokens: int) -> tuple[float, float]:
-        """Tokens that a prompt of so many estimated ones has, and those of its answer. The candidates of one
-        decision mostly ask the same."""
-        last = self._last
-        if last is not None and last[0] is model and last[1] == prompt_tokens and last[2] == max_tokens:
-            return last[3], last[4]
+        """Tokens that a prompt of so many estimated ones has, and those of its answer."""
         prompt = prompt_tokens * self.prompt_ratio(model)
         answer = self.expect(model, prompt_tokens, max_tokens)
-        self._last = (model, prompt_tokens, max_tokens, prompt, answer)
+        self.last = (model, prompt_tokens, max_tokens, prompt, answer)
         return prompt, answer
 
     def changed(self) -> None:
         """To be called by who writes into `ended` or `ratios`."""
-        self._last = None
+        self.last = _NOTHING
 
     def expect(self, model: str, prompt_tokens: int, max_tokens: int) -> float:
         """E[min(length, max_tokens)], at least 1."""
@@ -61,7 +59,7 @@ class Lengths:
         """One answer of so many tokens, which ended by itself or was cut off there."""
         key = (model, prompt_class(prompt_tokens))
         ended, tokens = self.ended.get(key, (0.0, 0.0))
-        self._last = None
+        self.last = _NOTHING
         self.ended[key] = (KEEP * ended + (1.0 if stopped else 0.0), KEEP * tokens + output_tokens)
 
     def prompt_ratio(self, model: str) -> float:
@@ -71,5 +69,5 @@ class Lengths:
         ratio = min(max(actual / max(estimated, 1), 1.0 / _MAX_RATIO), _MAX_RATIO)
         old, seen = self.ratios.get(model, 1.0), self._prompts.get(model, 0) + 1
         self._prompts[model] = seen
-        self._last = None
+        self.last = _NOTHING
         self.ratios[model] = old + max(_RATIO_WEIGHT, 1.0 / (seen + 1)) * (ratio - old)
