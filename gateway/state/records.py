@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, TypeVar
 
 from tidegate.routing.domain import (
@@ -14,6 +14,7 @@ from tidegate.routing.domain import (
     Health,
     NodeLoad,
     NodeState,
+    Power,
     ReplayClass,
     Speeds,
     Tier,
@@ -109,6 +110,12 @@ def _variant_from(data: dict[str, Any]) -> Variant:
     )
 
 
+def _power(data: Any) -> Power:
+    on_battery, share, draw, work, metered = data
+    share, draw, work = (None if value is None else _number(value) for value in (share, draw, work))
+    return Power(on_battery is True, share, draw, work, metered is True)
+
+
 def encode_node(record: NodeRecord) -> str:
     a, b, load = record.state.announcement, record.state.binding, record.state.load
     return json.dumps(
@@ -136,6 +143,8 @@ def encode_node(record: NodeRecord) -> str:
             "running": load.running,
             "queued": load.queued,
             "draining": load.draining,
+            "wake_ms": load.wake_ms,
+            "power": None if load.power is None else astuple(load.power),
         },
         separators=(",", ":"),
     )
@@ -169,7 +178,12 @@ def decode_node(text: str) -> NodeRecord:
             tenants=frozenset(_text(t) for t in data.get("tenants", ())),
         )
         load = NodeLoad(
-            running=_count(data["running"]), queued=_count(data["queued"]), draining=data["draining"] is True
+            running=_count(data["running"]),
+            queued=_count(data["queued"]),
+            draining=data["draining"] is True,
+            # A replica of the former version does not write these two.
+            wake_ms=_number(data.get("wake_ms", 0.0)),
+            power=None if data.get("power") is None else _power(data["power"]),
         )
         state = NodeState(
             announcement=announcement,

@@ -106,6 +106,15 @@ def write_entry(model_path: Path, entry: CatalogEntry) -> None:
     temporary.replace(path)
 
 
+def file_stamp(path: Path) -> tuple[int, int, int, int] | None:
+    """What changes when a file is replaced or written to; None for one that is not there."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
 def file_digest(path: Path) -> str:
     """ "sha256:" and the hex digest of the file."""
     with path.open("rb") as file:

@@ -14,7 +14,7 @@ from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUn
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
-from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, read_entry
+from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, file_stamp, read_entry
 from serving.engines.llama_cpp.crashes import Crashes
 from serving.engines.llama_cpp.embed_desk import EmbedDesk
 from serving.engines.llama_cpp.fit import check_model, derive, memory_limit_bytes
@@ -75,6 +75,7 @@ class LlamaCppEngine:
         )
         self._last_progress = clock()
         self._digest = ""
+        self._stamp: tuple[int, ...] | None = None
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
         self._kept = KeptCurves(settings.kept_in)
@@ -127,6 +128,7 @@ class LlamaCppEngine:
             self._settings = await asyncio.to_thread(derive, self._settings)
         header = await asyncio.to_thread(check_model, self._settings)
         self._memory_limit_bytes = await asyncio.to_thread(memory_limit_bytes, self._settings)
+        self._stamp = await asyncio.to_thread(file_stamp, path)
         entry = await asyncio.to_thread(read_entry, path)
         self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
         await asyncio.to_thread(self._kept.read, self._digest)
@@ -257,6 +259,9 @@ class LlamaCppEngine:
 
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
+        path = self._settings.model_path
+        if await asyncio.to_thread(file_stamp, path) != self._stamp:
+            raise EngineUnavailable(f"{path} is not the file any more that this node announced: restart it")
         config = self._settings.child_config()
         config = dataclasses.replace(
             config, memory_limit_bytes=self._memory_limit_bytes, kept=self._kept.for_child()

@@ -301,3 +301,17 @@ async def test_what_an_answer_cost_is_logged_and_counted(caplog: pytest.LogCaptu
     # Of the node that answered: 2.0 per million of 9 + 3 tokens.
     assert (line.cost_per_mtoken, line.cost) == (2.0, 0.000024)  # type: ignore[attr-defined]
     assert rig.count("tidegate_cost_total", tier="edge") == pytest.approx(0.000024)
+
+
+async def test_a_route_that_is_told_is_audited_where_the_class_limits_anything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig(n1=[], n3=[])
+    with caplog.at_level(logging.INFO, logger="gateway.audit"):
+        route, decision_ms = rig.dispatcher.route(ask(data_class="restricted"), Client())
+        rig.dispatcher.route(ask("r2"), Client())
+        with pytest.raises(ServeError, match="no node serves this model"):
+            rig.dispatcher.route(ask("r3", data_class="restricted", model="unknown"), Client())
+    assert (route.node_id, rig.tried, decision_ms) == ("n1", [], 0.0)
+    lines = [(r.request_id, r.decision, r.node) for r in caplog.records if r.name == "gateway.audit"]  # type: ignore[attr-defined]
+    assert lines == [("r1", "told", "name-n1"), ("r3", "refused", "")]

@@ -18,7 +18,7 @@ from gateway.state.records import (
     encode_node,
     encode_session,
 )
-from tidegate.routing.domain import Health, NodeLoad, NodeState, ReplayClass, Speeds, Variant
+from tidegate.routing.domain import Health, NodeLoad, NodeState, Power, ReplayClass, Speeds, Variant
 
 texts = st.text(max_size=20)
 numbers = st.floats(min_value=0, max_value=1e9)
@@ -48,7 +48,15 @@ states = st.builds(
     ),
     st.sampled_from(Health),
     numbers,
-    st.builds(NodeLoad, running=st.integers(0, 99), queued=st.integers(0, 99), draining=st.booleans()),
+    st.builds(
+        NodeLoad,
+        running=st.integers(0, 99),
+        queued=st.integers(0, 99),
+        draining=st.booleans(),
+        wake_ms=numbers,
+        power=st.none()
+        | st.builds(Power, st.booleans(), *[st.none() | numbers for _ in range(3)], st.booleans()),
+    ),
 )
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,10 +86,13 @@ def test_waiting_for_the_model_is_no_queue() -> None:
 
 
 @pytest.fixture
-async def driver(model_path: Path) -> AsyncIterator[Driver]:
-    settings = LlamaCppSettings(
-        model_path=model_path, model=MODEL, slots=2, context_tokens=512, idle_unload_s=0.3
-    )
+async def driver(model_path: Path, tmp_path: Path) -> AsyncIterator[Driver]:
+    copy = tmp_path / "model.gguf"
+    try:
+        os.link(model_path, copy)
+    except OSError:
+        shutil.copy(model_path, copy)
+    settings = LlamaCppSettings(model_path=copy, model=MODEL, slots=2, context_tokens=512, idle_unload_s=0.3)
     driver = Driver(settings)
     await driver.start()
     yield driver
@@ -126,17 +131,16 @@ async def test_an_unloaded_model_answers_as_before_and_says_what_it_took(driver:
     await until_asleep(driver)
 
 
-async def test_a_model_that_is_gone_when_it_is_wanted_fails_what_waits(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_model_that_was_replaced_while_it_slept_is_not_served_in_its_place(driver: Driver) -> None:
     await until_asleep(driver)
-    good = driver.engine._settings
-    monkeypatch.setattr(driver.engine, "_settings", good.model_copy(update={"model_path": Path("gone.gguf")}))
+    path, kept = driver.engine._settings.model_path, driver.engine._settings.model_path.with_suffix(".kept")
+    path.rename(kept)
+    shutil.copy(kept, path)
     finish = await driver.finish(driver.submit())
     assert isinstance(finish.result, Failure)
     assert finish.result.cause is Cause.ENGINE_CRASHED
     assert not driver.engine.load().ready
     # And it comes back with its file, as after any crash.
-    monkeypatch.setattr(driver.engine, "_settings", good)
+    kept.replace(path)
     await driver.ready()
     assert isinstance((await driver.finish(driver.submit(max_tokens=2))).result, FinishReason)
