@@ -27,8 +27,10 @@ def of_route(route: Route) -> dict[str, str]:
         PREFIX + NODE: _ascii(route.node_name or route.node_id)[:_MAX_NAME_CHARS],
         PREFIX + TIER: route.tier.value,
         PREFIX + MODEL: _ascii(route.model)[:_MAX_NAME_CHARS],
-        PREFIX + PREDICTED_TTFT: f"{route.predicted_ttft_ms:.1f}",
     }
+    # A device's own API predicts nothing.
+    if route.predicted_ttft_ms > 0.0:
+        headers[PREFIX + PREDICTED_TTFT] = f"{route.predicted_ttft_ms:.1f}"
     name = PREFIX + WHY
     # Each header costs its name, its value, ": " and the line's end.
     used = sum(len(key) + len(value) + 4 for key, value in headers.items()) + len(name) + 4

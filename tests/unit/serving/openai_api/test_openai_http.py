@@ -194,7 +194,8 @@ async def test_explanation_on_request() -> None:
 
 
 async def test_route_headers_are_ascii_and_bounded() -> None:
-    route = Route("n", "Küche\r\nX-Evil: 1" + "n" * 400, Tier.CLOUD, "m", "", why="weil … " * 400)
+    name, why = "Küche\r\nX-Evil: 1" + "n" * 400, "weil … " * 400
+    route = Route("n", name, Tier.CLOUD, "m", "", predicted_ttft_ms=250.0, why=why)
     async with serve(ScriptedBackend([Accepted(route), *chunks("x"), DONE])) as front:
         _, _, headers = await front.post(CHAT)
     ours = [(name, value) for name, value in headers.items() if name.lower().startswith("x-tidegate-")]
