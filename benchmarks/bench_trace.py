@@ -111,9 +111,12 @@ def quality(of: dict[str, Piece]) -> list[Row]:
 
 def overload(of: dict[str, Piece]) -> list[Row]:
     ours, exact = (of[f"{p} overloaded"]["slo_attainment"] for p in ("tidegate", "exact"))
+    # exact refuses nobody: where its queues grow without end it may meet nothing at all.
+    of_exact = ours / exact if exact else float("inf")
     return [
         row("overload, one cloud node: budgets met", 100 * ours, "%"),
-        row("overload, one cloud node: goodput of exact's", ours / exact, "", bar=0.95, sense=">="),
+        row("overload, one cloud node: met by exact", 100 * exact, "%"),
+        row("overload, one cloud node: goodput of exact's", of_exact, "", bar=0.95, sense=">="),
     ]
 
 
