@@ -172,6 +172,12 @@ class OpenAiHttpSection(Section):
         default=20.0, gt=0, description="Longest silence between two pieces of an answer, in seconds"
     )
     embeddings: bool = Field(default=False, description="The server answers /v1/embeddings with this model")
+    prefix_guess_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds for which a prompt that the server computed is taken to be still warm there, as "
+        "it does not say so; 0 where it keeps no prompts",
+    )
 
 
 class LlamaServerSection(Section):
@@ -404,6 +410,7 @@ def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine
             start_timeout_s=section.start_timeout_s,
             first_delta_timeout_s=section.first_delta_timeout_s,
             idle_timeout_s=section.idle_timeout_s,
+            prefix_guess_s=section.prefix_guess_s,
         )
     except ValueError as error:
         raise SettingsError(f"engine.openai_http: {error}") from None

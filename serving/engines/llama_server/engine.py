@@ -68,6 +68,7 @@ class LlamaServerEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._crashes_in_a_row = 0
         self._hung = False
+        self._is_new = False
         self._stopping = False
 
     @property
@@ -108,11 +109,14 @@ class LlamaServerEngine:
             yield batch
 
     def cache_changes(self) -> CacheDelta | None:
-        """Always None: the server does not say which prefixes it holds."""
-        return None
+        """A guess: the server does not say which prefixes it holds."""
+        if self._is_new:
+            self._is_new = False
+            return self.cache_full()
+        return None if self._server is None else self._server.inner.cache_changes()
 
     def cache_full(self) -> CacheDelta:
-        return CacheDelta(full=True)
+        return CacheDelta(full=True) if self._server is None else self._server.inner.cache_full()
 
     async def stop(self, grace_s: float) -> None:
         self._stopping = True
@@ -149,6 +153,7 @@ class LlamaServerEngine:
         process.forget_words()
         self._hung = False
         pump = asyncio.create_task(self._pump(inner), name="server-steps")
+        self._is_new = True
         self._server = _Server(process, inner, pump)
         _LOG.info("server %d is ready after %.1f s", process.pid, self._clock() - began_s)
         return self._server, info

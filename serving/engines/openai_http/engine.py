@@ -12,6 +12,7 @@ from typing import Any
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
 from serving.engines.openai_http.embedding import EmbedCall
 from serving.engines.openai_http.failures import UpstreamFailed, upstream_failed
+from serving.engines.openai_http.guessed import GuessedPrefixes
 from serving.engines.openai_http.health import UpstreamWatch
 from serving.engines.openai_http.models import settle_model
 from serving.engines.openai_http.outbox import Outbox
@@ -57,6 +58,7 @@ class OpenAiHttpEngine:
         self._queue: WaitQueue[Sequence] = WaitQueue(settings.queue_limit)
         self._running: dict[AttemptKey, Sequence] = {}
         self._outbox = Outbox()
+        self._prefixes = GuessedPrefixes(settings.prefix_guess_s, clock)
         self._speeds = SpeedBook(settings.speeds, now_s=clock())
         self._model = settings.upstream_model
         self._variant = settings.variant
@@ -132,11 +134,11 @@ class OpenAiHttpEngine:
             yield batch
 
     def cache_changes(self) -> CacheDelta | None:
-        """Always None: the server does not say which prefixes it holds."""
-        return None
+        """A guess: the server does not say which prefixes it holds."""
+        return self._prefixes.changes()
 
     def cache_full(self) -> CacheDelta:
-        return CacheDelta(full=True)
+        return self._prefixes.full()
 
     async def stop(self, grace_s: float) -> None:
         """Takes no more; what runs or waits has `grace_s` seconds, then ends with DRAINING."""
@@ -202,6 +204,8 @@ class OpenAiHttpEngine:
         self._running[sequence.work.key] = sequence
         sequence.started_s = now_s
         sequence.peers = len(self._running) + self._watch.others()
+        names = sequence.work.prefix_hashes
+        sequence.guessed_tokens = self._prefixes.warm_tokens(names, sequence.prompt_tokens)
         sequence.upstream_waiting = self._watch.metrics().waiting or 0
         sequence.task = self._spawn(self._call(sequence), "upstream-call")
 
@@ -233,7 +237,15 @@ class OpenAiHttpEngine:
             return
         self._progress_s = self._clock()
         self._outbox.put(output)
+        if output.first_token is not None:
+            self._prefixes.computed(sequence.work.prefix_hashes, self._cache_tokens())
         if output.finish is not None:
+            if sequence.usage is not None:
+                self._prefixes.heard(
+                    sequence.guessed_tokens,
+                    sequence.usage.cached_tokens,
+                    sure=self._settings.is_llama_server,
+                )
             if sequence.work.input_kind is not InputKind.EMBED:
                 learn_from(sequence, self._speeds, peers_now=len(self._running), now_s=self._progress_s)
             del self._running[key]
@@ -256,6 +268,7 @@ class OpenAiHttpEngine:
         if ready:
             self._start_next()
             return
+        self._prefixes.clear()
         for entry in self._queue.clear():
             self._outbox.put(entry.item.ended(_NOT_READY))
 
@@ -265,10 +278,12 @@ class OpenAiHttpEngine:
     def silence_s(self) -> float | None:
         return max(0.0, self._clock() - self._progress_s) if self._running else None
 
+    def _cache_tokens(self) -> int:
+        known = self._settings.cache_tokens or self._watch.metrics().cache_tokens
+        return known or self._settings.slots * self._variant.context_tokens
+
     def _free_cache_tokens(self) -> int:
-        metrics = self._watch.metrics()
-        total = self._settings.cache_tokens or metrics.cache_tokens
-        total = total or self._settings.slots * self._variant.context_tokens
+        metrics, total = self._watch.metrics(), self._cache_tokens()
         if metrics.cache_used is not None:
             return round(total * (1.0 - metrics.cache_used))
         return max(0, total - sum(s.prompt_tokens + s.deltas for s in self._running.values()))

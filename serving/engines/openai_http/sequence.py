@@ -55,6 +55,7 @@ class Sequence:
     deltas: int = 0
     peers: int = 1
     upstream_waiting: int = 0
+    guessed_tokens: int = 0
     usage: Usage | None = None
     task: asyncio.Task[None] | None = None
 
@@ -65,7 +66,7 @@ class Sequence:
 
     @property
     def pending_prefill_tokens(self) -> int:
-        return self.prompt_tokens if self.first_s is None else 0
+        return max(self.prompt_tokens - self.guessed_tokens, 1) if self.first_s is None else 0
 
     @property
     def pending_decode_tokens(self) -> int:
@@ -196,7 +197,7 @@ class SequenceCall:
         sequence = self._sequence
         sequence.first_s = now_s
         started_s = sequence.arrived_s if sequence.started_s is None else sequence.started_s
-        usage = sequence.usage or Usage()
+        usage = sequence.usage or Usage(cached_tokens=sequence.guessed_tokens)
         return FirstToken(
             queue_ms=(started_s - sequence.arrived_s) * 1e3,
             prefill_ms=(now_s - started_s) * 1e3,

@@ -21,7 +21,8 @@ class OpenAiHttpSettings:
     `ca_file` trusts a private CA. Timeouts are seconds: `first_delta_timeout_s` bounds the server's own
     queue plus its prefill, `idle_timeout_s` the silence between two deltas. `is_llama_server` asks for its
     timings with every delta, and looks for stop strings here: at the end of an answer that server forgets
-    text that could have become one.
+    text that could have become one. `prefix_guess_s` is how long a computed prefix is taken to be still warm
+    there; 0 takes none to be.
     """
 
     base_url: str
@@ -38,6 +39,7 @@ class OpenAiHttpSettings:
     cache_tokens: int = 0
     selftest: bool = False
     is_llama_server: bool = False
+    prefix_guess_s: float = 300.0
     connect_timeout_s: float = 5.0
     start_timeout_s: float = 60.0
     first_delta_timeout_s: float = 120.0
@@ -56,6 +58,8 @@ class OpenAiHttpSettings:
             raise ValueError("the API key must be printable ASCII without blanks")
         if self.slots < 1 or self.queue_limit < 0:
             raise ValueError("slots must be at least 1 and queue_limit at least 0")
+        if self.prefix_guess_s < 0.0:
+            raise ValueError("prefix_guess_s must not be negative")
         if self.replay_class is ReplayClass.TOKENS:
             raise ValueError("an OpenAI-compatible server cannot replay token ids: use none or text")
 
