@@ -5,6 +5,7 @@ Everything may be missing, unreadable or nonsense: then it is unknown, never an 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def _text(file: Path) -> str:
 
 def _number(file: Path) -> float | None:
     try:
-        return float(_text(file))
+        number = float(_text(file))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -38,10 +38,13 @@ def test_two_batteries_count_by_size_and_current_times_voltage_is_power(tmp_path
     assert read_supplies(tmp_path) == Supplies(True, pytest.approx(0.8), pytest.approx(6.0))
 
 
-@pytest.mark.parametrize("junk", [{}, {"type": "Battery"}, {"type": "Battery", "capacity": "lots"}])
-def test_what_is_missing_or_nonsense_is_unknown(tmp_path: Path, junk: dict[str, str]) -> None:
-    put(tmp_path / "BAT0", **junk)
+@pytest.mark.parametrize("capacity", [None, "", "lots", "nan", "1e999"])
+def test_what_is_missing_or_nonsense_is_unknown(tmp_path: Path, capacity: str | None) -> None:
+    put(tmp_path / "nothing")
+    put(tmp_path / "BAT0", type="Battery", **({} if capacity is None else {"capacity": capacity}))
+    put(tmp_path / "zone", name="package-0", energy_uj=capacity, max_energy_range_uj="nan")
     assert read_supplies(tmp_path) == Supplies()
+    assert read_energy(tmp_path) == Energy()
     assert read_supplies(tmp_path / "nowhere") == Supplies()
     assert read_energy(tmp_path / "nowhere") == Energy()
 
