@@ -22,7 +22,7 @@ from tidegate.routing.knowledge import (
 )
 from tidegate.routing.lengths import Lengths
 from tidegate.routing.observation import Observation, Outcome, Stage
-from tidegate.routing.prediction import Prediction
+from tidegate.routing.prediction import Prediction, p_meet
 from tidegate.routing.prefix import BLOCK_BYTES, NAMED_BLOCKS, matched_blocks
 
 BYTES_PER_TOKEN = 4
@@ -32,7 +32,6 @@ NAMED_TOKENS = NAMED_BLOCKS * BLOCK_TOKENS
 _CLASS_LEARNS_ALL, _CLASS_LEARNS_EACH = 64, 4
 _MAX_CURVES = 20_000
 _BEYOND_WEIGHT = 0.1
-_FEW_NODES = 256
 # Who has seen fewer first tokens than this takes over what a peer knows.
 _ADOPT_BELOW = 20
 # Every node fades a little this often.
@@ -55,6 +54,8 @@ class LearnedLatency:
     `half_life_s` is how fast knowledge of a node fades towards its class without news, `shunned_half_life_s`
     how fast where the node looks so slow that nobody sends it anything: it must get another chance.
     """
+
+    p_meet = staticmethod(p_meet)
 
     def __init__(self, *, half_life_s: float = 300.0, shunned_half_life_s: float = 60.0) -> None:
         if half_life_s <= 0.0 or shunned_half_life_s <= 0.0:
@@ -129,8 +130,7 @@ class LearnedLatency:
         return tuple.__new__(Prediction, fields)
 
     def _outlook(self, node: NodeState, variant: Variant) -> Outlook:
-        """Kept while neither the node nor what is known of it changes. Of many nodes few are asked twice
-        between two of their reports, so that theirs are not."""
+        """Kept while neither the node nor what is known of it changes."""
         announced = node.announcement
         known = self._nodes.get((announced.node_id, variant.digest))
         if known is None or known.boot_id != announced.boot_id:
@@ -139,14 +139,8 @@ class LearnedLatency:
         kept = known.outlook
         if kept is not None and kept[0] is node:
             return kept
-        outlook = known.look_at(node, known.curves_of(node.speeds, max(announced.slots, 1)))
-        if len(self._nodes) <= _FEW_NODES:
-            known.outlook = outlook
-        return outlook
-
-    @staticmethod
-    def p_meet(prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
-        return p_meet(prediction, budget, elapsed_ms)
+        known.outlook = kept = known.look_at(node, known.curves_of(node.speeds, max(announced.slots, 1)))
+        return kept
 
     def _report(self, node_id: str, speeds: Speeds) -> Curves:
         """The report of a node nothing is known about, as times."""
@@ -299,32 +293,6 @@ def _learn_stage(known: Knowledge, o: Observation) -> None:
         known.per_token(o, o.actual_tpot_ms)
         if ttft_ms is not None and not o.censored:
             known.missed_all_by(o, ttft_ms, o.actual_tpot_ms)
-
-
-def p_meet(prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
-    """P(all limited parts are met), from how far such predictions missed together. Rises with every limit."""
-    if prediction.wake_ms:
-        elapsed_ms += prediction.wake_ms
-        prediction = prediction.awake()
-    ttft_ms, tpot_ms, total_ms = budget.ttft_ms, budget.tpot_ms, budget.total_ms
-    ttft = tpot = total = None
-    if ttft_ms is not None:
-        if ttft_ms <= elapsed_ms:
-            return 0.0
-        ttft = (ttft_ms - elapsed_ms) / prediction.ttft_ms
-        if tpot_ms is None and total_ms is None:
-            return prediction.odds.ttft.within(ttft)
-    if tpot_ms is not None:
-        tpot = tpot_ms / prediction.tpot_ms
-    if total_ms is not None:
-        if total_ms <= elapsed_ms:
-            return 0.0
-        total = (total_ms - elapsed_ms) / prediction.total_ms
-    odds = prediction.odds.joint.within(ttft, tpot, total)
-    if ttft is None:
-        return odds
-    # Of the first token alone more is known, and of this node's load.
-    return min(odds, prediction.odds.ttft.within(ttft))
 
 
 def expected_cached_tokens(node: NodeState, variant: Variant, query: RouteQuery) -> int:

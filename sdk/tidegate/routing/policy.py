@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from heapq import nsmallest
 from operator import attrgetter
 from typing import Protocol
@@ -142,16 +143,15 @@ def judged(
     on_tier = {tier: budget_on(query, tier) for tier in margins} if limited and margins else None
     # This runs once per candidate: what does not change is looked up once.
     predict, odds_of, new = model.predict, model.p_meet, tuple.__new__
-    p_good_of: dict[str, Callable[[], float]] = {}
+    last: Variant | None = None
     choices: list[Choice] = []
     for node, variant in eligible:
         prediction = predict(node, variant, query)
         binding = node.binding
         asked = budget if on_tier is None else on_tier.get(binding.tier, budget)
         p_meet = odds_of(prediction, asked, elapsed) if limited else 1.0
-        p_good = p_good_of.get(variant.digest)
-        if p_good is None:
-            p_good = p_good_of[variant.digest] = _PGood(judge, variant)
+        if variant is not last:
+            last, p_good = variant, partial(judge.p_good, variant)
         qualified = (not limited or p_meet >= target) and (any_good or good_enough(p_good, query))
         cost, extra = binding.cost_per_mtoken, None
         if binding.prices is not None:
@@ -185,35 +185,25 @@ def _without_margin(choices: Sequence[Choice], query: RouteQuery, model: Latency
 
 
 class _Judge:
-    """P(good) of variants for one prompt. The snapshot's ranks are made when somebody asks."""
+    """P(good) of variants for one prompt, each judged once when somebody asks; so are the ranks."""
 
-    __slots__ = ("_analysis", "_quality", "_snapshot")
+    __slots__ = ("_analysis", "_known", "_quality", "_snapshot")
 
     def __init__(self, snapshot: Snapshot, quality: QualityModel | None, analysis: Analysis) -> None:
         self._snapshot = snapshot
         self._quality = quality
         self._analysis = analysis
+        self._known: dict[str, float] | None = None
 
     def p_good(self, variant: Variant) -> float:
         if self._quality is None:
             self._quality = RankedQuality(self._snapshot)
-        return self._quality.p_good(variant, self._analysis.difficulty)
-
-
-class _PGood:
-    """P(good) of one variant, computed once when it is called."""
-
-    __slots__ = ("_judge", "_value", "_variant")
-
-    def __init__(self, judge: _Judge, variant: Variant) -> None:
-        self._judge = judge
-        self._variant = variant
-        self._value: float | None = None
-
-    def __call__(self) -> float:
-        if self._value is None:
-            self._value = self._judge.p_good(self._variant)
-        return self._value
+        if self._known is None:
+            self._known = {}
+        found = self._known.get(variant.digest)
+        if found is None:
+            found = self._known[variant.digest] = self._quality.p_good(variant, self._analysis.difficulty)
+        return found
 
 
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:

@@ -1,9 +1,10 @@
-"""What is predicted of an attempt, and what the prediction was made of."""
+"""What is predicted of an attempt, what the prediction was made of, and how likely it keeps to a budget."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from tidegate.routing.domain import Budget
 from tidegate.routing.odds import PRIOR, Odds
 
 
@@ -57,3 +58,31 @@ class Prediction(NamedTuple):
             return self
         ttft_ms, total_ms = self.ttft_ms - self.wake_ms, self.total_ms - self.wake_ms
         return self._replace(ttft_ms=ttft_ms, total_ms=total_ms, wake_ms=0.0)
+
+
+def p_meet(prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
+    """P(all limited parts are met), from how far such predictions missed together. Rises with every limit."""
+    if prediction.wake_ms:
+        elapsed_ms += prediction.wake_ms
+        prediction = prediction.awake()
+    ttft_ms, tpot_ms, total_ms = budget.ttft_ms, budget.tpot_ms, budget.total_ms
+    ttft = tpot = total = None
+    if ttft_ms is not None:
+        if ttft_ms <= elapsed_ms:
+            return 0.0
+        ttft = (ttft_ms - elapsed_ms) / prediction.ttft_ms
+        if tpot_ms is None and total_ms is None:
+            return prediction.odds.ttft.within(ttft)
+    if tpot_ms is not None:
+        tpot = tpot_ms / prediction.tpot_ms
+    if total_ms is not None:
+        if total_ms <= elapsed_ms:
+            return 0.0
+        total = (total_ms - elapsed_ms) / prediction.total_ms
+    of_ttft, of_all = prediction.odds
+    together = of_all.within(ttft, tpot, total)
+    if ttft is None:
+        return together
+    # Of the first token alone more is known, and of this node's load.
+    alone = of_ttft.within(ttft)
+    return alone if alone < together else together

@@ -16,10 +16,9 @@ from tidegate.routing.latency import (
     NAMED_TOKENS,
     LearnedLatency,
     expected_cached_tokens,
-    p_meet,
 )
 from tidegate.routing.odds import LogNormal, Odds, SampledJoint, SampledTtft
-from tidegate.routing.prediction import Prediction
+from tidegate.routing.prediction import Prediction, p_meet
 from tidegate.routing.prefix import NAMED_BLOCKS
 
 MODEL = LearnedLatency()
