@@ -146,6 +146,13 @@ class RoutingSettings(Section):
         description="Seconds without work after which an idle node is asked for a few tokens, to know its "
         "speed; one that looks slow after a fifth of it; 0 asks nobody",
     )
+    prefix_rotation_s: float = Field(
+        default=604_800.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds after which a tenant's prefixes get other names, which then have to become warm "
+        "again; 0 keeps them",
+    )
 
 
 class QualitySettings(Section):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.analysis.difficulty import DifficultyModel
 from gateway.analysis.tokens import TEMPLATE_TOKENS, estimate_chat_tokens, estimate_tokens
@@ -20,19 +22,30 @@ MAX_BLOCKS = NAMED_BLOCKS
 _MAX_TENANT_KEYS = 1024
 
 
+class _TenantKey(NamedTuple):
+    """A key and the time it is for."""
+
+    key: bytes
+    from_s: float
+    until_s: float
+
+
 class Analyzer:
     """Analyses requests; one per gateway, used on its event loop.
 
     `prefix_key` is the fleet's secret, equal on all gateways that share nodes; each tenant's prefixes are
     named under a key derived from it, so one tenant cannot learn what another's prompts begin with.
-    `generation` rotates all derived keys. `model_path` replaces the shipped difficulty prior.
+    Every `rotate_s` seconds of `wall_clock` a tenant gets another key, each tenant at its own moment: old
+    names say nothing then, and nodes learn the new ones as prompts come. 0 rotates none. `model_path`
+    replaces the shipped difficulty prior.
     """
 
     def __init__(
         self,
         prefix_key: bytes,
         *,
-        generation: int = 0,
+        rotate_s: float = 0.0,
+        wall_clock: Callable[[], float] = lambda: 0.0,
         model_path: Path | None = None,
         max_blocks: int = MAX_BLOCKS,
     ) -> None:
@@ -40,10 +53,11 @@ class Analyzer:
         if len(prefix_key) < MIN_KEY_BYTES:
             raise ValueError(f"prefix_key must have at least {MIN_KEY_BYTES} bytes")
         self._prefix_key = prefix_key
-        self._generation = generation
+        self._rotate_s = rotate_s
+        self._wall_clock = wall_clock
         self._max_blocks = max_blocks
         self._model = DifficultyModel(model_path)
-        self._tenant_keys: OrderedDict[str, bytes] = OrderedDict()
+        self._tenant_keys: OrderedDict[str, _TenantKey] = OrderedDict()
 
     def analyze(self, request: GenerateRequest) -> Analysis:
         """Bounded work whatever the prompt's length; never raises for any text."""
@@ -78,16 +92,28 @@ class Analyzer:
         return prefix_names(data, key, max_blocks=self._max_blocks)
 
     def _tenant_key(self, tenant: str) -> bytes:
-        key = self._tenant_keys.get(tenant)
-        if key is None:
-            label = b"tidegate prefix names\0%d\0" % self._generation
-            key = hmac.digest(
-                self._prefix_key, label + tenant.encode("utf-8", "surrogatepass"), hashlib.sha256
-            )
-            self._tenant_keys[tenant] = key
+        now_s = self._wall_clock()
+        found = self._tenant_keys.get(tenant)
+        if found is None or now_s >= found.until_s or now_s < found.from_s:
+            found = self._tenant_keys[tenant] = self._derive(tenant, now_s)
             if len(self._tenant_keys) > _MAX_TENANT_KEYS:
                 self._tenant_keys.popitem(last=False)
-        return key
+        return found.key
+
+    def _derive(self, tenant: str, now_s: float) -> _TenantKey:
+        """The same on every replica whose clock agrees."""
+        name = tenant.encode("utf-8", "surrogatepass")
+        generation, from_s, until_s = 0, -math.inf, math.inf
+        if self._rotate_s > 0.0:
+            drawn = self._digest(b"tidegate prefix rotation\0" + name)
+            offset_s = int.from_bytes(drawn[:4], "big") / 2**32 * self._rotate_s
+            generation = math.floor((now_s + offset_s) / self._rotate_s)
+            from_s = generation * self._rotate_s - offset_s
+            until_s = from_s + self._rotate_s
+        return _TenantKey(self._digest(b"tidegate prefix names\0%d\0" % generation + name), from_s, until_s)
+
+    def _digest(self, data: bytes) -> bytes:
+        return hmac.digest(self._prefix_key, data, hashlib.sha256)
 
 
 def _asking_text(messages: Sequence[Message]) -> str:

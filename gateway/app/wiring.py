@@ -175,7 +175,12 @@ def outcomes(settings: GatewaySettings) -> Outcomes:
 def analyzer(settings: GatewaySettings, secret: bytes) -> Analyzer:
     """Raises SettingsError for a complexity model that cannot be used."""
     try:
-        return Analyzer(secret, model_path=settings.quality.complexity_model)
+        return Analyzer(
+            secret,
+            rotate_s=settings.routing.prefix_rotation_s,
+            wall_clock=time.time,
+            model_path=settings.quality.complexity_model,
+        )
     except ModelUnusable as error:
         raise SettingsError(f"quality.complexity_model: {error}") from None
 

@@ -83,10 +83,34 @@ def test_tenants_fleets_adapters_and_generations_name_apart() -> None:
         ANALYZER.prefix_hashes(chat("the same prompt " * 100, tenant="other")),
         Analyzer(b"z" * 32).prefix_hashes(request),
         ANALYZER.prefix_hashes(replace(request, adapter="red")),
-        Analyzer(KEY, generation=1).prefix_hashes(request),
+        Analyzer(KEY, rotate_s=100.0, wall_clock=lambda: 1000.0).prefix_hashes(request),
     }
     assert len(names) == 5
     assert Analyzer(KEY).prefix_hashes(request) in names  # replicas of one fleet agree
+
+
+def test_each_tenant_gets_other_names_once_per_turn_and_not_all_at_the_same_moment() -> None:
+    now_s = 5000.0
+    tenants = [f"tenant-{n}" for n in range(12)]
+
+    def names(analyzer: Analyzer) -> list[tuple[bytes, ...]]:
+        return [analyzer.prefix_hashes(chat("the same prompt " * 100, tenant=t)) for t in tenants]
+
+    def fresh() -> Analyzer:
+        return Analyzer(KEY, rotate_s=100.0, wall_clock=lambda: now_s)
+
+    old = fresh()
+    changed, before = [], names(old)
+    for _ in range(20):
+        now_s += 10.0
+        after = names(old)
+        assert after == names(fresh())  # a replica that has seen nothing before agrees
+        changed.append(sum(a != b for a, b in zip(after, before, strict=True)))
+        before = after
+    assert sum(changed) == 2 * len(tenants)
+    assert max(changed) < len(tenants) / 2
+    now_s = 5000.0  # a clock set back finds the old names again
+    assert names(old) == names(fresh())
 
 
 def test_difficulty_is_of_what_is_asked_now() -> None:
