@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tidegate.routing.curves import Curves
 from tidegate.routing.domain import NodeState, Speeds
 from tidegate.routing.observation import Observation
-from tidegate.routing.odds import Odds
+from tidegate.routing.odds import JointOdds, Odds
 from tidegate.routing.prediction import Prediction
 from tidegate.routing.regression import Regression
 from tidegate.routing.residuals import ENOUGH, REGIMES, Residuals, odds_of
@@ -54,8 +54,8 @@ class Knowledge:
     """Of a node (`pool` is its class) or of a class (`pool` is None)."""
 
     __slots__ = (
-        "_scored", "boot_id", "curves", "faded_s", "heard_s", "network", "outlook", "pool", "prefill",
-        "queue", "residuals", "seen", "spare_tokens", "step", "terms",
+        "_class_joint", "_scored", "boot_id", "curves", "faded_s", "heard_s", "network", "outlook", "pool",
+        "prefill", "queue", "residuals", "seen", "spare_tokens", "step", "terms",
     )  # fmt: skip
 
     def __init__(self, pool: Knowledge | None = None, boot_id: str = "", now_s: float = 0.0) -> None:
@@ -75,6 +75,7 @@ class Knowledge:
         self.faded_s = self.heard_s = now_s
         self.seen = 0
         self._scored: list[Scored | None] = [None] * REGIMES
+        self._class_joint: JointOdds | None = None
         self.settle()
 
     def settle(self) -> None:
@@ -93,10 +94,16 @@ class Knowledge:
 
     def scored(self, regime: int) -> Scored:
         """Odds and the medians of TTFT, per-token time and total, as ratios to the raw predictions."""
+        own, pool = self.residuals, self.pool
+        if pool is not None and pool.residuals.joint.odds is not self._class_joint:
+            self._class_joint = pool.residuals.joint.odds
+            self._scored = [None] * REGIMES
         found = self._scored[regime]
         if found is None:
-            pools = (self.residuals,) if self.pool is None else (self.residuals, self.pool.residuals)
-            found = self._scored[regime] = odds_of(pools, regime)
+            pools = (own,) if pool is None else (own, pool.residuals)
+            # How an answer goes on depends on what comes beside it. A node that was crowded would look slow
+            # for as long as it is left alone, if that were taken for its own: it is its class's.
+            found = self._scored[regime] = odds_of(pools, pools[::-1], regime)
         return found
 
     def curves_of(self, speeds: Speeds, slots: int) -> Curves:

@@ -117,14 +117,12 @@ class Residuals:
         self.joint = JointResiduals()
 
 
-def odds_of(pools: Iterable[Residuals], regime: int) -> tuple[Odds, float, float, float]:
-    """The odds of the first pool that knows enough, part by part, and medians of TTFT, per-token, total."""
-    ttft, joint = None, None
-    for pool in pools:
-        if ttft is None and pool.ttft[regime].odds is not None:
-            ttft = pool.ttft[regime]
-        if joint is None and pool.joint.odds is not None:
-            joint = pool.joint
+def odds_of(
+    of_ttft: Iterable[Residuals], of_joint: Iterable[Residuals], regime: int
+) -> tuple[Odds, float, float, float]:
+    """The odds of the first of each that knows enough, and medians of TTFT, per-token time and total."""
+    ttft = next((pool.ttft[regime] for pool in of_ttft if pool.ttft[regime].odds is not None), None)
+    joint = next((pool.joint for pool in of_joint if pool.joint.odds is not None), None)
     odds = Odds(
         PRIOR.ttft if ttft is None or ttft.odds is None else ttft.odds,
         PRIOR.joint if joint is None or joint.odds is None else joint.odds,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.bench_locality import (
     HOT_TTFT_MS,
     ROOMY,
@@ -13,6 +15,7 @@ from benchmarks.bench_locality import (
     one_cache,
     play,
 )
+from simulator.fleet import Slo
 from simulator.trace import Recorded, draw
 from tidegate.routing.baselines import LeastOutstanding
 from tidegate.routing.policy import Tidegate
@@ -54,3 +57,12 @@ def test_turns_of_conversations_come_back_to_where_they_are_warm() -> None:
     possible = one_cache([(a.prompt_tokens, a.names) for a in arrivals], 8 * ROOMY)
     assert play(spec, arrivals, Tidegate()).hit_rate > 0.95 * possible
     assert play(spec, arrivals, LeastOutstanding()).hit_rate < 0.5 * possible  # the control
+
+
+def test_without_a_budget_nodes_are_not_left_idle_while_others_are_full() -> None:
+    """Then the whole answer counts. What one node suffered when it was crowded must not keep work away."""
+    spec = replace(fleet(ROOMY), slos=(Slo("all", 1.0, None, None, None),))
+    arrivals = hot_arrivals(spec, 1400, 3.0 * hot_capacity(spec))
+    hot = next(a.names[0] for a in arrivals if a.prompt_tokens > 4096)
+    ours, load = (play(spec, arrivals, p, hot) for p in (Tidegate(), LeastOutstanding()))
+    assert ours.p99_ms < 3.0 * load.p99_ms

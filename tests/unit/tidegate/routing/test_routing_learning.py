@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from routing_fixtures import SMALL, always, cloud, fleet, node, observed, query
 
 from tidegate.routing.domain import Budget, NodeLoad, NodeState, SessionHint
+from tidegate.routing.knowledge import IDLE, Knowledge
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.observation import Observation, Outcome, Stage
 from tidegate.routing.plan import Plan
@@ -247,3 +248,19 @@ def test_senseless_settings_are_refused() -> None:
 
 def test_an_observation_is_of_an_attempt_that_ended_unless_it_says_otherwise() -> None:
     assert Observation("n", "d", "m", "c", ask(LearnedLatency())).stage is Stage.ENDED
+
+
+def test_how_answers_went_on_beside_a_crowd_is_not_kept_against_the_node_alone() -> None:
+    """Total times of a crowded node missed by 3; of its class, which has more nodes, they do not."""
+    pool = Knowledge()
+    crowded = Knowledge(pool)
+    for _ in range(30):
+        crowded.residuals.joint.add((1.0, 3.0, 3.0), True, True)
+    assert crowded.scored(IDLE)[2:] == (3.0, 3.0)  # all that is known
+    for _ in range(30):
+        pool.residuals.joint.add((1.0, 1.5, 1.5), True, True)
+    assert crowded.scored(IDLE)[2:] == (1.5, 1.5)
+    # The class goes on learning while nobody asks this node.
+    for _ in range(80):
+        pool.residuals.joint.add((1.0, 1.0, 1.0), False, False)
+    assert crowded.scored(IDLE)[2:] == (1.0, 1.0)
