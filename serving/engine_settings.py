@@ -64,7 +64,7 @@ class LlamaCppSection(Section):
     )
     n_gpu_layers: int = Field(default=0, ge=-1, description="Layers offloaded to a GPU; -1 offloads all")
     n_batch: int = Field(
-        default=0, ge=0, description="Most tokens that one step computes; 0 is 512, or fewer to fit memory"
+        default=0, ge=0, description="Most tokens that one step computes; 0 is 256, or fewer to fit memory"
     )
     kv_type: Literal["auto", "f16", "q8_0"] = Field(
         default="auto",

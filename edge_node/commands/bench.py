@@ -14,6 +14,7 @@ from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import default_models_dir
 from serving.engines.llama_cpp.catalog import file_digest
 from serving.engines.llama_cpp.variants import curves
+from serving.engines.llama_cpp.variants.curve import best_threads, cores, threads_to_try
 from serving.settings import load_settings
 
 ABOUT = (
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         say(line)
     one, many = (curves.fastest_threads(found, size) for size in (1, max(options.sizes)))
     say(f"\nfastest here: {one} for one sequence, {many} for {max(options.sizes)} (engine.llama_cpp.threads)")
-    say(f"a daemon that sets no threads takes {curves.best_threads(found.curves)}")
+    say(f"a daemon that sets no threads takes {best_threads(found.curves)}")
     if found.hardware != curves.hardware():
         say(f"not counted: this device is {curves.hardware()}")
     return 0
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads",
         type=_numbers,
-        default=curves.threads_to_try(curves.cores()),
+        default=threads_to_try(cores()),
         metavar="N,...",
         help="numbers of threads (1, 2, 4, ... up to the cores)",
     )

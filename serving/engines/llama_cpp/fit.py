@@ -61,4 +61,4 @@ def memory_limit_bytes(settings: LlamaCppSettings) -> int:
 
 def _load(settings: LlamaCppSettings) -> Load:
     flash = settings.uses_flash
-    return Load(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch, flash)
+    return Load(settings.slots, settings.context_tokens, settings.kv_type, settings.step_tokens, flash)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llama_cpp import llama_cpp as _llama_cpp
 
 from serving.engines.llama_cpp.attention import step_tokens
+from serving.engines.llama_cpp.binding import load_binding
 
 # The binding types pointers as Optional or as ints depending on the release; here they are opaque.
-C: Any = _llama_cpp
+C: Any
+C, _VERSION = load_binding()
 Tokens = npt.NDArray[np.int32]
 
 _ABORTED = 2
@@ -55,10 +56,8 @@ def build_id() -> str:
     """Binding version and the processor features in use: what can change figures in the last digits."""
     import hashlib
 
-    import llama_cpp
-
     features = hashlib.sha256(C.llama_print_system_info()).hexdigest()[:8]
-    return f"llama-cpp-python-{llama_cpp.__version__}+{features}"
+    return f"llama-cpp-python-{_VERSION}+{features}"
 
 
 class Model:

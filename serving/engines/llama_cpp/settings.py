@@ -12,6 +12,8 @@ from serving.engines.llama_cpp.protocol import ChildConfig
 
 # A node announces each as a capability, and gateways read no more than 64 of these.
 MAX_ADAPTERS = 32
+# The first measurement computes as many at once.
+_LEAST_STEP = 128
 _LEAST = {"context_tokens": 256, "n_batch": 32}
 
 
@@ -162,6 +164,11 @@ class LlamaCppSettings(BaseModel):
         return self.kv_type == "auto" or 0 in (self.slots, self.context_tokens, self.n_batch)
 
     @property
+    def step_tokens(self) -> int:
+        """The most that a step ever computes: buffers are as large."""
+        return max(min(self.n_batch, self.prefill_chunk + self.slots), _LEAST_STEP, self.slots + 16)
+
+    @property
     def kept_in(self) -> Path | None:
         """Where speeds of this device are kept. With a GPU they are not told apart by what it does."""
         return self.bench_folder if self.n_gpu_layers == 0 else None
@@ -174,7 +181,7 @@ class LlamaCppSettings(BaseModel):
             threads=self.threads,
             slots=self.slots,
             context_tokens=self.context_tokens,
-            n_batch=max(self.n_batch, self.slots + 16),
+            n_batch=self.step_tokens,
             prefill_chunk=self.prefill_chunk,
             step_guard_ms=self.step_guard_ms,
             kv_type=self.kv_type,

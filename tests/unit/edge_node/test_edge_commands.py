@@ -15,7 +15,8 @@ from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import bundled_model, default_models_dir
 from serving.engines.llama_cpp.catalog import file_digest
 from serving.engines.llama_cpp.gguf_check import GgufContents, GgufHeader, GgufTensor, read_gguf
-from serving.engines.llama_cpp.variants.curves import Bench, Curve, save, threads_to_try
+from serving.engines.llama_cpp.variants.curve import Curve, threads_to_try
+from serving.engines.llama_cpp.variants.curves import Bench, save
 
 
 def contents(*tensors: GgufTensor) -> GgufContents:

@@ -14,7 +14,7 @@ from serving.engines.llama_cpp.protocol import ChildConfig, Frame
 from serving.engines.llama_cpp.selftest import measure
 from serving.engines.llama_cpp.tuning.keeper import ThreadKeeper
 from serving.engines.llama_cpp.tuning.tuner import SelfTuner, Wanted
-from serving.engines.llama_cpp.variants.curves import Curve, best_threads, cores, threads_to_try
+from serving.engines.llama_cpp.variants.curve import Curve, best_threads, cores, threads_to_try
 
 Send = Callable[[Frame], None]
 

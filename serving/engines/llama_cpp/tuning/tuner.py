@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from serving.engines.llama_cpp.native import Context
 from serving.engines.llama_cpp.tuning.cpu import CpuWatch
-from serving.engines.llama_cpp.variants.curves import Curve
+from serving.engines.llama_cpp.variants.curve import Curve
 from serving.engines.llama_cpp.variants.sweep import Sweep, sweep_prompt
 
 POINT_S = 0.15

@@ -11,14 +11,14 @@ from serving.engines.llama_cpp.variants.plan import Load, Shape, budget_of
 # From the best to the least, each with the part of the available memory that it may take: a longer context
 # only where it costs little, the others all but what should be left to everybody else. A quantized cache is
 # late: it needs flash attention, which on a processor makes answers to long prompts several times slower.
-_USUAL = Load(4, 2048, "f16", 512)
+_USUAL = Load(4, 2048, "f16", 256)
 _LADDER = (
-    (Load(4, 4096, "f16", 512), 0.125),
+    (Load(4, 4096, "f16", 256), 0.125),
     (_USUAL, 0.8),
-    (Load(2, 2048, "f16", 512), 0.8),
-    (Load(1, 2048, "f16", 512), 0.8),
-    (Load(1, 2048, "q8_0", 512), 0.8),
-    (Load(1, 1024, "q8_0", 256), 0.8),
+    (Load(2, 2048, "f16", 256), 0.8),
+    (Load(1, 2048, "f16", 256), 0.8),
+    (Load(1, 2048, "q8_0", 256), 0.8),
+    (Load(1, 1024, "q8_0", 128), 0.8),
     (Load(1, 512, "q8_0", 128), 0.8),
 )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,27 +17,12 @@ from typing import Any
 from serving.engines.llama_cpp.catalog import file_digest
 from serving.engines.llama_cpp.identity import hardware_class
 from serving.engines.llama_cpp.native_task import Progress, run_task
+from serving.engines.llama_cpp.variants.curve import Curve, cores
 
 _MODULE = "serving.engines.llama_cpp.variants.child"
 # In the node's state folder.
 FOLDER = "bench"
 _BAR_CHARACTERS = 30
-_CLOSE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """With `threads`: ((tokens of a step, prompt tokens/s), ...) and ((sequences, tokens/s of each), ...)."""
-
-    threads: int
-    prefill: tuple[tuple[int, float], ...]
-    decode: tuple[tuple[int, float], ...]
-
-    @classmethod
-    def parse(cls, data: Any) -> Curve:
-        """From JSON. Raises KeyError, TypeError or ValueError."""
-        prefill, decode = (tuple((int(n), float(r)) for n, r in data[side]) for side in ("prefill", "decode"))
-        return cls(int(data["threads"]), prefill, decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +38,9 @@ class Bench:
     measured_s: float = 0.0
 
 
-def cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def hardware() -> str:
     """What curves are measured on."""
     return f"{hardware_class(1, 0).rpartition('/')[0]}, {cores()} cores"
-
-
-def threads_to_try(count: int) -> list[int]:
-    """Powers of two below the number of cores, and that number."""
-    return sorted({*(1 << bits for bits in range(count.bit_length()) if 1 << bits < count), count})
 
 
 def measure_curves(
@@ -118,17 +92,6 @@ def fastest_threads(bench: Bench, sequences: int) -> int:
         return min(curve.decode, key=lambda point: (abs(point[0] - sequences), point[0]))[1]
 
     return max(bench.curves, key=rate).threads
-
-
-def best_threads(curves: Sequence[Curve]) -> int:
-    """The fewest that come close to the best over all sizes and prompts: others need the cores, too."""
-
-    def score(curve: Curve) -> float:
-        rates = [rate for _, rate in (*curve.decode, *curve.prefill[-1:])]
-        return sum(map(math.log, rates)) / len(rates)
-
-    best = max(map(score, curves))
-    return min(curve.threads for curve in curves if score(curve) >= best + math.log(_CLOSE))
 
 
 def lines(bench: Bench) -> list[str]:

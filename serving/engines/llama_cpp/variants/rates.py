@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -29,7 +28,7 @@ def prefill_rate(
         for start in range(0, len(prompt), chunk):
             compute(context, [(0, prompt[start : start + chunk], start)])
         rates.append(len(prompt) / max(clock() - began, 1e-9))
-    return statistics.median(rates)
+    return float(np.median(rates))
 
 
 def decode_step_ms(
@@ -45,7 +44,7 @@ def decode_step_ms(
         began = clock()
         compute(context, [(s, tokens, (depth if s == 0 else 0) + step) for s in range(size)])
         times.append((clock() - began) * 1000.0)
-    return max(statistics.median(times), 1e-6)
+    return max(float(np.median(times)), 1e-6)
 
 
 def compute(context: Context, parts: Sequence[tuple[int, Tokens, int]]) -> None:

@@ -5,12 +5,13 @@ A generator: whoever drives it can stop between any two steps, so that work whic
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
 
+import numpy as np
+
 from serving.engines.llama_cpp.native import Context, Tokens
-from serving.engines.llama_cpp.variants.curves import Curve
+from serving.engines.llama_cpp.variants.curve import Curve
 from serving.engines.llama_cpp.variants.rates import Clock, compute, random_prompt
 
 CHUNKS = (16, 64, 256)
@@ -39,6 +40,7 @@ class Sweep:
     ) -> None:
         self._context, self._prompt, self._clock = context, prompt, clock
         self._threads, self._sizes, self._point_s = threads, sorted(sizes), point_s
+        self._step_tokens = len(context.tokens)
         self.curves: list[Curve] = []
 
     def steps(self) -> Iterator[None]:
@@ -51,7 +53,7 @@ class Sweep:
             # Slow devices take a shorter prompt: a second is enough to tell a rate.
             length = min(len(self._prompt), max(CHUNKS[0], int(rate)))
             prefill, decode = [], []
-            for chunk in (chunk for chunk in CHUNKS if chunk <= length):
+            for chunk in (chunk for chunk in CHUNKS if chunk <= min(length, self._step_tokens)):
                 prefill.append((chunk, (yield from self._prefill(length, chunk))))
             for size in self._sizes:
                 decode.append((size, 1.0 / (yield from self._decode(size, length))))
@@ -70,7 +72,7 @@ class Sweep:
                 spent_s += self._timed([(0, part, start)])
                 yield
             rates.append(length / spent_s)
-        return statistics.median(rates)
+        return float(np.median(rates))
 
     def _decode(self, size: int, depth: int) -> Generator[None, None, float]:
         """Seconds of a step that adds one token to each of `size` sequences, sequence 0 `depth` deep."""
@@ -83,7 +85,7 @@ class Sweep:
             token, step = self._prompt[:1], len(times)
             times.append(self._timed([(s, token, (depth if s == 0 else 0) + step) for s in range(size)]))
             yield
-        return statistics.median(times)
+        return float(np.median(times))
 
     def _timed(self, parts: Sequence[tuple[int, Tokens, int]]) -> float:
         began = self._clock()

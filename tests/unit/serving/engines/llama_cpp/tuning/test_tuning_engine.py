@@ -12,6 +12,7 @@ from llama_driver import Driver
 from serving.engines.llama_cpp.settings import LlamaCppSettings
 from serving.engines.llama_cpp.tuning.kept import KeptCurves
 from serving.engines.llama_cpp.variants import curves
+from serving.engines.llama_cpp.variants.curve import cores, threads_to_try
 from serving.engines.llama_cpp.variants.curves import Bench, hardware, load, save
 
 
@@ -21,13 +22,13 @@ def measured(model_path: Path) -> Bench:
         model_path, threads=[1], sizes=[1], now_s=time.time() - 100.0, progress=lambda line: None
     )
     (curve,) = one.curves
-    others = [replace(curve, threads=count) for count in curves.threads_to_try(curves.cores())[1:]]
+    others = [replace(curve, threads=count) for count in threads_to_try(cores())[1:]]
     faster = tuple((size, 3 * rate) for size, rate in curve.decode)
     return replace(one, curves=(curve, *others[:-1], replace(others[-1], decode=faster)))
 
 
 @pytest.mark.asyncio
-@pytest.mark.skipif(curves.cores() < 2, reason="one core leaves no choice")
+@pytest.mark.skipif(cores() < 2, reason="one core leaves no choice")
 async def test_an_engine_starts_with_what_was_measured(model_path: Path, tmp_path: Path) -> None:
     bench = measured(model_path)
     save(bench, tmp_path)
@@ -37,7 +38,7 @@ async def test_an_engine_starts_with_what_was_measured(model_path: Path, tmp_pat
     driver = Driver(settings)
     info = await driver.start()
     await driver.stop()
-    best = curves.cores()
+    best = cores()
     assert driver.engine.threads == best
     assert info.hardware_class.endswith(f"/{best}t")
     assert 100_000.0 <= info.speeds.age_ms < 160_000.0

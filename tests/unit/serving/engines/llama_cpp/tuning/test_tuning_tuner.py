@@ -15,7 +15,7 @@ from serving.engines.llama_cpp.tuning.cpu import CpuWatch
 from serving.engines.llama_cpp.tuning.device import DeviceTuning
 from serving.engines.llama_cpp.tuning.policy import CpuView
 from serving.engines.llama_cpp.tuning.tuner import SelfTuner, Wanted
-from serving.engines.llama_cpp.variants.curves import Curve, best_threads
+from serving.engines.llama_cpp.variants.curve import Curve, best_threads
 from serving.engines.llama_cpp.variants.sweep import Sweep
 
 TRIED = [1, 2]

@@ -36,11 +36,11 @@ def available(size: float) -> AvailableMemory:
 @pytest.mark.parametrize(
     ("memory", "wanted"),
     [
-        (32 * GB, Load(4, 4096, "f16", 512)),
-        (8 * GB, Load(4, 2048, "f16", 512)),
-        (1.6 * GB, Load(2, 2048, "f16", 512)),
-        (1.5 * GB, Load(1, 2048, "f16", 512)),
-        (1.4 * GB, Load(1, 2048, "q8_0", 512, flash=True)),
+        (32 * GB, Load(4, 4096, "f16", 256)),
+        (8 * GB, Load(4, 2048, "f16", 256)),
+        (1.6 * GB, Load(2, 2048, "f16", 256)),
+        (1.42 * GB, Load(1, 2048, "f16", 256)),
+        (1.36 * GB, Load(1, 2048, "q8_0", 256, flash=True)),
         (0.1 * GB, Load(1, 512, "q8_0", 128, flash=True)),
     ],
 )
@@ -49,7 +49,7 @@ def test_less_memory_gives_fewer_slots_then_a_smaller_cache_then_less_context(
 ) -> None:
     found = choose(SHAPE, Wish(), available(memory))
     assert found == wanted
-    if wanted.n_batch == 512:
+    if wanted.n_batch == 256:
         assert budget_of(SHAPE, found, with_daemon=False).total <= 0.8 * memory
 
 
@@ -63,14 +63,14 @@ def test_what_the_operator_set_stays() -> None:
 
 
 def test_unknown_memory_gives_the_usual_and_training_bounds_the_context() -> None:
-    assert choose(SHAPE, Wish(), None) == Load(4, 2048, "f16", 512)
+    assert choose(SHAPE, Wish(), None) == Load(4, 2048, "f16", 256)
     assert choose(replace(SHAPE, context_train=1024), Wish(), None).context_tokens == 1024
     assert choose(replace(SHAPE, context_train=1024), Wish(), available(32 * GB)).context_tokens == 1024
 
 
 def test_rows_that_blocks_do_not_fill_stay_in_f16() -> None:
     odd = replace(SHAPE, takes_q8_cache=False)
-    assert choose(odd, Wish(), available(1.4 * GB)).kv_type == "f16"
+    assert choose(odd, Wish(), available(1.36 * GB)).kv_type == "f16"
 
 
 def test_the_engine_takes_what_is_chosen_and_refuses_what_never_fits(
@@ -85,11 +85,11 @@ def test_the_engine_takes_what_is_chosen_and_refuses_what_never_fits(
     )
     memory(32 * GB)
     derived = derive(settings)
-    assert (derived.slots, derived.context_tokens, derived.kv_type, derived.n_batch) == (4, 4096, "f16", 512)
+    assert (derived.slots, derived.context_tokens, derived.kv_type, derived.n_batch) == (4, 4096, "f16", 256)
     assert (settings.leaves_open, derived.leaves_open) == (True, False)
     memory(0.35 * GB)
     derived = derive(settings)
-    assert (derived.slots, derived.kv_type) == (1, "f16")
+    assert (derived.slots, derived.kv_type) == (2, "f16")
     check_model(derived)
     memory(0.1 * GB)
     with pytest.raises(EngineUnavailable, match=r"1 slots of 512 tokens need \d+ MB of 100 MB"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from serving.engines.llama_cpp.variants import curves
-from serving.engines.llama_cpp.variants.curves import Bench, Curve, fastest_threads, lines, load, save
+from serving.engines.llama_cpp.variants.curve import Curve
+from serving.engines.llama_cpp.variants.curves import Bench, fastest_threads, lines, load, save
 
 ONE = Curve(1, ((16, 300.0), (64, 400.0)), ((1, 90.0), (4, 30.0)))
 TWO = Curve(2, ((16, 500.0), (64, 700.0)), ((1, 80.0), (4, 50.0)))
