@@ -33,6 +33,7 @@ PROMPT_TOKENS, CONTEXT_TOKENS = 32, 2048
 # Both models have the bundled one's tokenizer; these are its tokens that end an answer.
 ENDLESS = Sampling(temperature=0.0, logit_bias=((0, -1e6), (2, -1e6)))
 MOST_FOREIGN_CORES = 0.25
+WAIT_S = 30
 # So many times the wanted rounds, before those that others disturbed are given up.
 _TRIES = 3
 ADAPTIVE = "adaptive"
@@ -123,6 +124,15 @@ async def turn(
     return inside / (ended_s - began_s), changed_s
 
 
+async def until_free() -> None:
+    """Waits for others to end their work, but not for ever."""
+    for _ in range(WAIT_S):
+        load = ForeignLoad()
+        await asyncio.sleep(1.0)
+        if load.cores() < MOST_FOREIGN_CORES:
+            return
+
+
 async def one_round(
     drivers: dict[str, OurEngine],
     order: Sequence[str],
@@ -134,6 +144,7 @@ async def one_round(
     """Every setting once. A round in which anything else used the machine says nothing and is left out."""
     rates: dict[str, float] = {}
     adapted_s: list[float] = []
+    await until_free()
     for setting in order:
         load = ForeignLoad()
         rates[setting], changed_s = await turn(drivers[setting], prompts, state, seconds)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from serving.engines.llama_cpp.gguf_check import GgufHeader, read_gguf
+import functools
+from pathlib import Path
+
+from serving.engines.llama_cpp.gguf_check import GgufContents, GgufHeader, read_gguf
 from serving.engines.llama_cpp.settings import LlamaCppSettings
 from serving.engines.llama_cpp.variants.choose import Wish, choose
 from serving.engines.llama_cpp.variants.memory import available_memory
@@ -13,12 +16,26 @@ _MARGIN_SHARE = 0.5
 _MARGIN_BYTES = 512 * 2**20
 
 
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, _size: int, _changed_ns: int) -> GgufContents:
+    return read_gguf(path)
+
+
+def _contents(path: Path) -> GgufContents:
+    """Read once while the file stays as it is. Raises EngineUnavailable."""
+    try:
+        about = path.stat()
+    except OSError:
+        return read_gguf(path)
+    return _read(path, about.st_size, about.st_mtime_ns)
+
+
 def check_model(settings: LlamaCppSettings) -> GgufHeader:
     """The file's header. Blocks. Raises EngineUnavailable, with the numbers when memory is short.
 
     With layers on a GPU nobody here knows where the weights go: nothing is refused then.
     """
-    contents = read_gguf(settings.model_path)
+    contents = _contents(settings.model_path)
     if settings.fit_check and settings.n_gpu_layers == 0:
         require_fit(contents, model_bytes(settings.model_path), _load(settings))
     return contents.header
@@ -27,7 +44,7 @@ def check_model(settings: LlamaCppSettings) -> GgufHeader:
 def derive(settings: LlamaCppSettings) -> LlamaCppSettings:
     """With what was left open chosen from the memory that there is. Blocks. Raises EngineUnavailable."""
     wish = Wish(settings.slots, settings.context_tokens, settings.kv_type, settings.n_batch)
-    shape = Shape.of(read_gguf(settings.model_path), model_bytes(settings.model_path))
+    shape = Shape.of(_contents(settings.model_path), model_bytes(settings.model_path))
     # With layers on a GPU nobody here knows what takes memory where.
     available = available_memory() if settings.n_gpu_layers == 0 else None
     chosen = choose(shape, wish, available, attention=settings.flash_attention)
@@ -52,7 +69,7 @@ def memory_limit_bytes(settings: LlamaCppSettings) -> int:
         return max(0, settings.memory_limit_mib) * 2**20
     if settings.n_gpu_layers != 0:
         return 0
-    shape = Shape.of(read_gguf(settings.model_path), model_bytes(settings.model_path))
+    shape = Shape.of(_contents(settings.model_path), model_bytes(settings.model_path))
     budget = budget_of(shape, _load(settings).within(shape), with_daemon=False)
     adapters = sum(adapter.path.stat().st_size for adapter in settings.adapters if adapter.path.exists())
     needed = budget.total + budget.slots * budget.cache_per_slot + adapters
