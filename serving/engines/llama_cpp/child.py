@@ -19,6 +19,7 @@ from serving.engines.llama_cpp.intake import InputPreparer
 from serving.engines.llama_cpp.isolate import isolate
 from serving.engines.llama_cpp.load_log import LoadLog
 from serving.engines.llama_cpp.loop import DecodeLoop
+from serving.engines.llama_cpp.mapped import release_model_pages
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
 from serving.engines.llama_cpp.parking import parking_budget
@@ -133,6 +134,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         kv_type=config.kv_type,
         flash=config.flash,
     )
+    release_model_pages()
     loaded = time.monotonic()
     meter = tuning.meter(context, model)
     reporter = Reporter(sock, meter)
