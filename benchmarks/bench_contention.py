@@ -15,6 +15,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ PROMPT_TOKENS, CONTEXT_TOKENS = 32, 2048
 # Both models have the bundled one's tokenizer; these are its tokens that end an answer.
 ENDLESS = Sampling(temperature=0.0, logit_bias=((0, -1e6), (2, -1e6)))
 MOST_FOREIGN_CORES = 0.25
-WAIT_S = 30
+WAIT_S = 10
 # So many times the wanted rounds, before those that others disturbed are given up.
 _TRIES = 3
 ADAPTIVE = "adaptive"
@@ -163,6 +164,7 @@ async def measure_model(name: str, options: argparse.Namespace) -> dict[str, Tak
         raise CannotMeasure("two cores are needed")
     drivers = engines(await model_file(name), cores)
     taken = {state: Taken() for state in BARS}
+    began_s = time.monotonic()
     try:
         for driver in drivers.values():
             await driver.start()
@@ -176,7 +178,8 @@ async def measure_model(name: str, options: argparse.Namespace) -> dict[str, Tak
                     await one_round(drivers, order, state, into, prompts, options.seconds)
             kept = " and ".join(f"{into.rounds} {state}" for state, into in taken.items())
             print(f"{name}: round {number + 1}; of {options.rounds} there are {kept}", flush=True)
-            if all(into.rounds == options.rounds for into in taken.values()):
+            is_late = time.monotonic() > began_s + options.max_s
+            if is_late or all(into.rounds == options.rounds for into in taken.values()):
                 break
     finally:
         for driver in drivers.values():
@@ -208,6 +211,7 @@ async def measure() -> list[Row]:
     parser = argparse.ArgumentParser(description="threads adapted at run time against fixed ones")
     parser.add_argument("--rounds", type=int, default=9, help="rounds per figure (default 9)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn in s (default 5)")
+    parser.add_argument("--max-s", type=float, default=1200.0, help="longest for a model in s (default 1200)")
     parser.add_argument("--models", default="Q4_0,random-1.5B", help="comma-separated")
     parser.add_argument("--seed", type=int, default=1, help="seed of the prompts (default 1)")
     args = parser.parse_args()
