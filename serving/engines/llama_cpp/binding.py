@@ -12,7 +12,11 @@ import re
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # What is imported by name below, for those who check who imports what.
+    import llama_cpp  # noqa: F401
 
 _PACKAGE = "llama_cpp"
 
