@@ -6,7 +6,8 @@ engine needs to be ready (without measuring its speeds), a second, and for a sto
 limit. Cancels: one stream after another is cancelled at a random moment while others run on, whose tokens are
 compared with an undisturbed run, or with those of the oracle engine.
 
-It takes about seven minutes. `--part` measures one part and leaves the rows of the others in the result file.
+It takes about nine minutes. `--part` measures one part and leaves the rows of the others in the result file.
+`--within S --keep FILE` makes the cancels of llama.cpp in pieces: it exits 2 until all are made.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.common import RESULTS, ForeignLoad, Row, row, run
 from benchmarks.engine_faults.blows import SLOTS, measure_blows
 from benchmarks.engine_faults.cancels import Plan, measure_cancels
 from benchmarks.engine_faults.daemon import measure_daemon
+from benchmarks.engine_faults.pieces import Pieces
 from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
 from serving.engines.llama_cpp.engine import LlamaCppEngine
 from serving.engines.llama_cpp.prepare import prepare
@@ -48,7 +50,10 @@ async def measure_part(part: str, args: argparse.Namespace, settings: LlamaCppSe
         rows = await measure_daemon(settings, through_daemon, rng)
     elif part == "cancels":
         plan = Plan("cancels", args.cancels, tokens=200, moment_s=0.06)
-        rows = await measure_cancels(LlamaCppEngine(settings), plan, rng)
+        pieces = Pieces(args.keep, args.within)
+        # Another piece has other prompts and moments.
+        rng = random.Random(f"{part} {args.seed} {pieces.seen().tries}")
+        rows = await measure_cancels(LlamaCppEngine(settings), plan, rng, pieces)
     else:
         plan = Plan("oracle", args.cancels, tokens=400, moment_s=0.02, known=True)
         rows = await measure_cancels(OracleEngine(ORACLE), plan, rng)
@@ -71,6 +76,8 @@ async def measure() -> list[Row]:
     )
     parser.add_argument("--cancels", type=int, default=1000, help="cancelled streams of each engine")
     parser.add_argument("--part", choices=PARTS, help="only this one (default all)")
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds that the cancels may take")
+    parser.add_argument("--keep", type=Path, help="file that keeps the cancels made until the next run")
     parser.add_argument("--seed", type=int, default=1, help="seed of moments and prompts (default 1)")
     args = parser.parse_args()
     path = (await asyncio.to_thread(prepare, bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL))[

@@ -11,9 +11,18 @@ from collections.abc import Callable
 from benchmarks.common import CannotMeasure
 from benchmarks.engine.drivers import GREEDY
 from serving.engines.base import Engine, EngineUnavailable
-from tidegate.routing.domain import AttemptKey, Finish, InputKind, SequenceOutput, TokenLogprob, Work
+from tidegate.routing.domain import (
+    AttemptKey,
+    Finish,
+    InputKind,
+    OutputFormat,
+    SequenceOutput,
+    TokenLogprob,
+    Work,
+)
 
 _LIMIT_S = 60.0
+PLAIN = OutputFormat()
 
 
 class Watched:
@@ -75,7 +84,13 @@ class Watched:
             self._open.discard(output.key)
 
     def submit(
-        self, text: str, tokens: int, *, after: tuple[int, ...] = (), top_logprobs: int | None = None
+        self,
+        text: str,
+        tokens: int,
+        *,
+        after: tuple[int, ...] = (),
+        top_logprobs: int | None = None,
+        format: OutputFormat = PLAIN,
     ) -> AttemptKey:
         """`after`: the answer's first tokens, given instead of computed."""
         number = next(self._numbers)
@@ -91,6 +106,7 @@ class Watched:
             start_index=len(after),
             replay_token_ids=after,
             top_logprobs=top_logprobs,
+            format=format,
         )
         self.engine.submit(work)
         self._open.add(work.key)

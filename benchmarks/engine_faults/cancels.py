@@ -6,15 +6,16 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from benchmarks.common import Row, percentile, row
+from benchmarks.common import CannotMeasure, Row, percentile, row
 from benchmarks.engine.scenarios import prompt
-from benchmarks.engine.watched import Watched
+from benchmarks.engine.watched import PLAIN, Watched
 from benchmarks.engine_faults.blows import ENDLESS, all_ended
+from benchmarks.engine_faults.pieces import Cancels, Pieces
 from serving.engines.base import Engine
 from serving.engines.oracle import oracle_tokens
-from tidegate.routing.domain import AttemptKey, Failure, TokenLogprob
+from tidegate.routing.domain import AttemptKey, Failure, OutputFormat, TokenLogprob
 
 OTHERS = 3
 FREED_S = 10.0
@@ -22,6 +23,7 @@ FREED_S = 10.0
 TOLERANCE = 0.25
 TOP = 10
 FORCED_AT = 4
+MORE = OutputFormat(grammar="root ::= [^\\x00]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +40,15 @@ class Plan:
     known: bool = False
 
 
-@dataclass(slots=True)
-class Cancels:
-    """What the tries led to; the others are streams that nobody cancels."""
-
-    tries: int = 0
-    before_first: int = 0
-    steps: list[int] = field(default_factory=list)
-    freed_ms: list[float] = field(default_factory=list)
-    tokens_after: int = 0
-    others: int = 0
-    others_wrong: int = 0
-    # Streams with other tokens than undisturbed: (prompt, tokens, where they part).
-    differing: list[tuple[str, tuple[int, ...], int]] = field(default_factory=list)
-
-
-async def measure_cancels(engine: Engine, plan: Plan, rng: random.Random) -> list[Row]:
+async def measure_cancels(
+    engine: Engine, plan: Plan, rng: random.Random, pieces: Pieces | None = None
+) -> list[Row]:
+    """Raises CannotMeasure when the piece ended before all tries were made; they are kept then."""
+    pieces = pieces or Pieces()
     watched = Watched(engine)
     await watched.start()
     prompts = [prompt(rng, 24) for _ in range(OTHERS)]
-    seen = Cancels()
+    seen = pieces.seen()
     try:
         if plan.known:
             whole = [oracle_tokens(watched.digest, text.encode(), plan.tokens) for text in prompts]
@@ -65,13 +56,18 @@ async def measure_cancels(engine: Engine, plan: Plan, rng: random.Random) -> lis
             alone = [watched.submit(text, plan.tokens) for text in prompts]
             await all_ended(watched, alone)
             whole = [watched.tokens(key) for key in alone]
-        while seen.tries < plan.tries:
+        while seen.tries < plan.tries and not pieces.over:
             await one_round(watched, plan, seen, list(zip(prompts, whole, strict=True)), rng)
             print(f"{plan.name}: {seen.tries} of {plan.tries} tries")
-        gaps = [] if plan.known else await forced_gaps(watched, seen)
+        seen.parted += len(seen.differing)
+        seen.gaps += [] if plan.known else await forced_gaps(watched, seen)
     finally:
         await watched.stop()
-    return rows_of(plan, seen, gaps)
+    if seen.tries < plan.tries:
+        pieces.keep(seen)
+        raise CannotMeasure(f"{seen.tries} of {plan.tries} tries are made and kept: run it again")
+    pieces.done()
+    return rows_of(plan, seen)
 
 
 async def one_round(
@@ -137,9 +133,13 @@ async def forced_gaps(watched: Watched, seen: Cancels) -> list[float]:
     for text, tokens, parts_at in seen.differing:
         stride = max(1, (len(tokens) - parts_at) // FORCED_AT)
         for at in range(parts_at, len(tokens), stride):
-            key = watched.submit(text, 1, after=tokens[:at], top_logprobs=TOP)
-            await all_ended(watched, [key])
-            gaps.append(below_best(watched.logprobs(key)[0], tokens[at]))
+            odds: Sequence[TokenLogprob] = ()
+            # Where ending would be likeliest, nothing is drawn but under a grammar that asks for more.
+            for format in (PLAIN, MORE):
+                key = watched.submit(text, 1, after=tokens[:at], top_logprobs=TOP, format=format)
+                await all_ended(watched, [key])
+                odds = odds or watched.logprobs(key)
+            gaps.append(below_best(odds[0], tokens[at]) if odds else float("inf"))
     return gaps
 
 
@@ -149,8 +149,8 @@ def below_best(next_token: TokenLogprob, token: int) -> float:
     return next_token.top[0].logprob - listed[token] if token in listed else float("inf")
 
 
-def rows_of(plan: Plan, seen: Cancels, gaps: list[float]) -> list[Row]:
-    name, same = plan.name, seen.others - len(seen.differing)
+def rows_of(plan: Plan, seen: Cancels) -> list[Row]:
+    name, same, gaps = plan.name, seen.others - seen.parted, seen.gaps
     tries = f"{name}: {seen.tries} cancels, {seen.before_first} of them before the first token"
     undisturbed = "the oracle's tokens" if plan.known else "the undisturbed run"
     share = f"{name}: of {seen.others} other streams byte-identical to {undisturbed}"
@@ -170,6 +170,6 @@ def rows_of(plan: Plan, seen: Cancels, gaps: list[float]) -> list[Row]:
     ]
     if not plan.known:
         worst = max(gaps, default=0.0)
-        forced = f"{name}: {len(gaps)} tokens of {len(seen.differing)} differing streams, teacher-forced"
+        forced = f"{name}: {len(gaps)} tokens of {seen.parted} differing streams, teacher-forced"
         rows.append(row(f"{forced}: below the best, worst", worst, "nats", bar=TOLERANCE))
     return rows

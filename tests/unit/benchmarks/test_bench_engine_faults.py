@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_engine_faults import kept
-from benchmarks.common import row
+from benchmarks.common import CannotMeasure, row
 from benchmarks.engine.watched import Watched
 from benchmarks.engine_faults.blows import Blows, rows_of
 from benchmarks.engine_faults.cancels import Plan, below_best, measure_cancels, parted
 from benchmarks.engine_faults.daemon import Told
+from benchmarks.engine_faults.pieces import Cancels, Pieces
 from serving.engines.oracle import OracleEngine, OracleSettings
 from tidegate.routing.domain import AttemptKey, SequenceOutput, TokenLogprob
 
@@ -84,3 +85,17 @@ def test_streams_beside_cancels_are_compared_with_the_oracle(
     share = next(each for each in rows if "byte-identical" in each.name)
     assert (share.value, share.holds) == ((0.0, False) if wrong else (1.0, True))
     assert next(each for each in rows if "after the cancel" in each.name).holds
+
+
+def test_cancels_go_on_where_an_earlier_piece_ended(tmp_path: Path) -> None:
+    plan = Plan("oracle", 4, tokens=60, moment_s=0.005, known=True)
+    kept_in = tmp_path / "cancels.json"
+    Pieces(kept_in).keep(Cancels(3, 1, [0, 0, 1], [0.1, 0.1, 9.0], 0, 3, 0))
+    engine = OracleEngine(OracleSettings(slots=4, prefill_tokens_per_s=20000.0, decode=((1, 500.0),)))
+    with pytest.raises(CannotMeasure, match="3 of 4 tries"):
+        asyncio.run(measure_cancels(engine, plan, random.Random(1), Pieces(kept_in, -1.0)))
+    engine = OracleEngine(OracleSettings(slots=4, prefill_tokens_per_s=20000.0, decode=((1, 500.0),)))
+    rows = asyncio.run(measure_cancels(engine, plan, random.Random(1), Pieces(kept_in)))
+    assert rows[0].name.startswith("oracle: 4 cancels")
+    assert rows[0].value == 1
+    assert not kept_in.exists()
