@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,21 @@ class AdapterSection(Section):
     )
     path: Path = Field(description="GGUF file of the adapter")
     scale: float = Field(default=1.0, ge=-10, le=10, description="How strongly it is applied")
+
+
+class PinnedPromptSection(Section):
+    """A system prompt that is computed when the model is loaded and held for good."""
+
+    text: str = Field(default="", max_length=65_536, description="The system prompt, to the letter")
+    file: Path | None = Field(default=None, description="UTF-8 file with the system prompt, instead of text")
+    tenants: tuple[str, ...] = Field(
+        default=("default", "local/default"),
+        min_length=1,
+        max_length=16,
+        description="Whose conversations begin with it: tenants of the gateways, and those of the local API "
+        "after `local/`",
+    )
+    adapter: str = Field(default="", description="LoRA adapter that these conversations use; empty for none")
 
 
 class LlamaCppSection(Section):
@@ -90,6 +105,16 @@ class LlamaCppSection(Section):
     adapters: tuple[AdapterSection, ...] = Field(
         default=(), max_length=32, description="LoRA adapters, loaded with the model and chosen per request"
     )
+    pinned_prompts: tuple[PinnedPromptSection, ...] = Field(
+        default=(),
+        max_length=16,
+        description="System prompts computed at start and held for good",
+    )
+    prefix_file: Path | None = Field(
+        default=None,
+        description="File that keeps prefixes of data class `public` over a restart; in a folder of its own",
+    )
+    prefix_file_mib: int = Field(default=256, ge=1, description="Largest size of that file")
     load_timeout_s: float = Field(
         default=120.0, gt=0, description="Longest time to load the model, in seconds"
     )
@@ -323,7 +348,8 @@ def _llama_cpp(settings: EngineSettings, state_folder: Path | None) -> Engine:
         "slots": settings.slots,
         "queue_limit": settings.queue_limit,
         "context_tokens": settings.context_tokens,
-        "chat_template": _template(section.chat_template_file),
+        "chat_template": _text_of(section.chat_template_file, "chat_template_file"),
+        "pinned_prompts": [_pinned(each) for each in section.pinned_prompts],
         "bench_folder": state_folder / FOLDER if state_folder is not None else None,
     }
     return LlamaCppEngine(LlamaCppSettings.model_validate(values))
@@ -369,12 +395,20 @@ def _llama_server(settings: EngineSettings) -> Engine:
     return LlamaServerEngine(chosen)
 
 
-def _template(file: Path | None) -> str:
+def _pinned(section: PinnedPromptSection) -> dict[str, Any]:
+    if bool(section.text) == (section.file is not None):
+        raise SettingsError("engine.llama_cpp.pinned_prompts: each needs either a text or a file")
+    # Editors end files with a newline, requests do not end prompts with one.
+    text = section.text or _text_of(section.file, "pinned_prompts.file").removesuffix("\n")
+    return {"text": text, "tenants": section.tenants, "adapter": section.adapter}
+
+
+def _text_of(file: Path | None, key: str) -> str:
     try:
         return "" if file is None else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SettingsError(f"engine.llama_cpp.chat_template_file: cannot read {file}: {reason}") from None
+        raise SettingsError(f"engine.llama_cpp.{key}: cannot read {file}: {reason}") from None
 
 
 def _openai_http(settings: EngineSettings, environ: Mapping[str, str]) -> Engine:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from serving.engines.number_grammar import Unwritable, integer_rule, number_rule
+from serving.engines.pattern_grammar import UnwritablePattern, pattern_rule
 
 MAX_DEPTH = 32
 MAX_NODES = 4096
@@ -39,7 +40,7 @@ _ANNOTATIONS = frozenset(
 _KEYWORDS: Mapping[str, frozenset[str]] = {
     "object": frozenset(("properties", "required", "additionalProperties")),
     "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
-    "string": frozenset(("minLength", "maxLength", "format")),
+    "string": frozenset(("minLength", "maxLength", "format", "pattern")),
     "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
     "number": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
     "boolean": frozenset(),
@@ -306,6 +307,8 @@ def _named_members(schema: dict[str, Any], where: str) -> tuple[dict[str, Any], 
 def _string(schema: dict[str, Any], where: str) -> str:
     kind = schema.get("format")
     low, high = _bounds(schema, "minLength", "maxLength", where)
+    if "pattern" in schema:
+        return _pattern(schema, where, low, high)
     if isinstance(kind, str) and kind in _FORMATS:
         if low or high is not None:
             raise SchemaError(f"{where} has both a format and a length")
@@ -313,6 +316,20 @@ def _string(schema: dict[str, Any], where: str) -> str:
     if low == 0 and high is None:
         return "string"
     return f'"\\"" char{{{low},{"" if high is None else high}}} "\\""'
+
+
+def _pattern(schema: dict[str, Any], where: str, low: int, high: int | None) -> str:
+    if not isinstance(schema["pattern"], str):
+        raise SchemaError(f"{where}.pattern must be a string")
+    if isinstance(schema.get("format"), str) and schema["format"] in _FORMATS:
+        raise SchemaError(f"{where} has both a format and a pattern")
+    try:
+        written = pattern_rule(schema["pattern"], "char")
+    except UnwritablePattern as error:
+        raise SchemaError(f"{where}.pattern cannot be enforced: {error}") from None
+    if written.least < low or (high is not None and (written.most is None or written.most > high)):
+        raise SchemaError(f"{where}: its pattern allows lengths that minLength or maxLength do not")
+    return f'"\\"" {written.rule} "\\""'
 
 
 def _list(item: str, low: int, high: int | None) -> str:

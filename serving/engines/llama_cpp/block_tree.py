@@ -23,6 +23,7 @@ NamedPositions = Sequence[tuple[bytes, int]]
 
 _MAX_NAMES_PER_BLOCK = 8
 _STALE_SHARE = 4
+_PINNED_SHARE = 2
 
 
 class Block(Protocol):
@@ -47,13 +48,15 @@ class Node(Generic[B]):
     worth: float = 0.0
     names: tuple[bytes, ...] = ()
     children: dict[bytes, Node[B]] = field(default_factory=dict)
+    pinned: bool = False
+    public: bool = False
 
 
 class BlockTree(Generic[B]):
     """At most `budget_bytes` of blocks of `block_tokens` tokens. Namespaces never see each other's nodes."""
 
     def __init__(self, budget_bytes: int, block_tokens: int, names: HeldNames) -> None:
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
         self.block_tokens = block_tokens
         self._names = names
         self._roots: dict[str, Node[B]] = {}
@@ -61,7 +64,7 @@ class BlockTree(Generic[B]):
         self._pushed = 0
         self._count = 0
         self._age = 0.0
-        self.used_bytes = 0
+        self.used_bytes = self.pinned_bytes = 0
         self.given_up = 0
 
     def match(self, namespace: str, tokens: Tokens) -> list[Node[B]]:
@@ -88,11 +91,13 @@ class BlockTree(Generic[B]):
         names: NamedPositions,
         make: Callable[[int, int], B],
         cost_ms_per_block: float,
+        *,
+        public: bool = False,
     ) -> int:
         """Keeps the whole blocks of `tokens`; how many leading tokens are parked now.
 
         `make` gives the block of the tokens from one position up to another and is asked only for those that
-        are missing.
+        are missing. `public` says that the tokens are public data.
         """
         root = self._roots.setdefault(namespace, Node(namespace.encode(), None, None))
         node = root
@@ -109,6 +114,7 @@ class BlockTree(Generic[B]):
                 child = node.children[key] = Node(key, node, block, block.nbytes)
                 self.used_bytes += block.nbytes
                 self._count += 1
+            child.public = child.public or public
             self._revalue(child, cost_ms_per_block)
             path.add(id(child))
             self._name(child, [name for name, position in names if start < position <= end])
@@ -120,6 +126,30 @@ class BlockTree(Generic[B]):
             self._roots.pop(namespace, None)
         return end
 
+    def pin(self, namespace: str, tokens: Tokens) -> int:
+        """Keeps the parked blocks that `tokens` begin with for good; how many tokens that are.
+
+        0 when pinned blocks would take more than half of all there may be.
+        """
+        path = self.match(namespace, tokens)
+        fresh = sum(node.nbytes for node in path if not node.pinned)
+        if self.pinned_bytes + fresh > self.budget_bytes // _PINNED_SHARE:
+            return 0
+        self.pinned_bytes += fresh
+        for node in path:
+            node.pinned = True
+        return len(path) * self.block_tokens
+
+    def public(self) -> list[Node[B]]:
+        """Blocks whose tokens are public data: all that public work has begun with."""
+        found: list[Node[B]] = []
+        waiting = list(self._roots.values())
+        while waiting:
+            children = [node for node in waiting.pop().children.values() if node.public]
+            found += children
+            waiting += children
+        return found
+
     def clear(self) -> None:
         """Nothing is parked any more."""
         for root in self._roots.values():
@@ -130,7 +160,7 @@ class BlockTree(Generic[B]):
                 waiting += node.children.values()
         self._roots.clear()
         self._leaves.clear()
-        self.used_bytes = self._count = 0
+        self.used_bytes = self.pinned_bytes = self._count = 0
 
     def _keys(self, tokens: Tokens) -> list[bytes]:
         size = self.block_tokens
@@ -159,17 +189,17 @@ class BlockTree(Generic[B]):
     def _make_room(self, nbytes: int, path: set[int]) -> bool:
         """Gives up leaves that are not on `path`; False when that is not enough."""
         kept: list[tuple[float, int, Node[B]]] = []
-        while self.used_bytes + nbytes > self._budget_bytes and self._leaves:
+        while self.used_bytes + nbytes > self.budget_bytes and self._leaves:
             worth, number, node = heapq.heappop(self._leaves)
-            if node.parent is None or worth != node.worth or node.children:
-                continue  # gone, worth more by now, or no leaf: it comes back when it is one
+            if node.parent is None or worth != node.worth or node.children or node.pinned:
+                continue  # gone, worth more by now, pinned, or no leaf: it comes back when it is one
             if id(node) in path:
                 kept.append((worth, number, node))
                 continue
             self._give_up(node)
         for entry in kept:
             heapq.heappush(self._leaves, entry)
-        return self.used_bytes + nbytes <= self._budget_bytes
+        return self.used_bytes + nbytes <= self.budget_bytes
 
     def _give_up(self, node: Node[B]) -> None:
         parent = node.parent

@@ -17,12 +17,14 @@ from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.embedding import Embedder
 from serving.engines.llama_cpp.intake import InputPreparer
 from serving.engines.llama_cpp.isolate import isolate
+from serving.engines.llama_cpp.keeper import Keeper
 from serving.engines.llama_cpp.load_log import LoadLog
 from serving.engines.llama_cpp.loop import DecodeLoop
 from serving.engines.llama_cpp.mapped import release_model_pages
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
 from serving.engines.llama_cpp.parking import parking_budget
+from serving.engines.llama_cpp.pinned import pinned_prompts
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, Frame, LoadState
 from serving.engines.llama_cpp.sandbox import seal
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
@@ -64,6 +66,7 @@ class Reporter:
                 load.pending_decode_tokens,
                 load.free_cache_tokens,
                 load.seen,
+                load.pinned_tokens,
             ],
         }
         if self.loop is not None:
@@ -92,7 +95,9 @@ def load_template(model: Model, source: str) -> ChatTemplate | None:
     return ChatTemplate(source, model, model.special_texts(), bos=bos, eos=eos)
 
 
-def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer, embedder: Embedder) -> None:
+def read_frames(
+    sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer, embedder: Embedder, keeper: Keeper
+) -> None:
     """The reader's thread: ends the process when the parent is gone."""
     try:
         while (frame := protocol.receive(sock)) is not None:
@@ -102,6 +107,8 @@ def read_frames(sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer, 
                 loop.expect(frame["sid"])
                 arrived_ms = time.monotonic() * 1000.0 - frame["waited_ms"]
                 preparer.put(frame["sid"], protocol.unpack_work(frame), arrived_ms)
+            elif frame["t"] == "keep":
+                loop.call(keeper.write)
             elif frame["t"] == "embed":
                 embedder.put(frame["sid"], frame["texts"])
             elif frame["t"] == "cancel_embed":
@@ -143,6 +150,14 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     reporter.loop = loop
     reporter.tuning = tuning
     tuning.attach(loop, context, model, meter, reporter.send)
+    keeper = Keeper(loop, config, reporter.send)
+    read = keeper.read(context, meter.prefill_tokens_per_s)
+    measured = time.monotonic()
+    prompts, left_out = pinned_prompts(config.pinned, model, template, config.context_tokens)
+    warmer = loop.pin(prompts)
+    # A child that takes the place of another one serves first.
+    while config.known_speeds is None and warmer.warm():
+        pass
     preparer = InputPreparer(model, template, config.context_tokens, loop.arrive)
     preparer.start()
     embedder = Embedder(model, config, reporter.send)
@@ -158,11 +173,15 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         "speeds_age_s": tuning.speeds_age_s,
         "threads": tuning.threads,
         "load_ms": (loaded - began) * 1000.0,
-        "measure_ms": (time.monotonic() - loaded) * 1000.0,
+        "measure_ms": (measured - loaded) * 1000.0,
+        "pinned_tokens": warmer.pinned_tokens,
+        "pinned_ms": (time.monotonic() - measured) * 1000.0,
+        "prefixes": read,
+        "not_pinned": [*left_out, *warmer.refused],
     }
     reporter.send(ready)
     threading.Thread(
-        target=read_frames, args=(sock, loop, preparer, embedder), name="read-frames", daemon=True
+        target=read_frames, args=(sock, loop, preparer, embedder, keeper), name="read-frames", daemon=True
     ).start()
     loop.run()
 

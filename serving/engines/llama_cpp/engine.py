@@ -48,6 +48,8 @@ from tidegate.routing.domain import (
 
 _LOG = logging.getLogger(__name__)
 _END_GRACE_S = 0.7
+# For writing prefixes, where answers have used up all of a stop's grace.
+_KEEP_S = 0.3
 # What a frame that is not as agreed raises when it is read.
 _MALFORMED = (ProtocolError, KeyError, IndexError, TypeError, ValueError)
 
@@ -76,6 +78,8 @@ class LlamaCppEngine:
         self._last_progress = clock()
         self._digest = ""
         self._stamp: tuple[int, ...] | None = None
+        self._adapters: tuple[str, ...] = ()
+        self._prefixes_kept = asyncio.Event()
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
         self._kept = KeptCurves(settings.kept_in)
@@ -100,6 +104,7 @@ class LlamaCppEngine:
     async def start(self) -> EngineInfo:
         """Checks the file, loads and measures. Raises EngineUnavailable."""
         adapters = await asyncio.to_thread(adapter_identities, self._settings.adapters)
+        self._adapters = tuple(adapters)
         header, entry, child, ready = await self._load_model()
         quantization = entry.quantization if entry else header.quantization
         if lacks_fast_kernel(quantization, self._settings.n_gpu_layers, ready):
@@ -242,10 +247,11 @@ class LlamaCppEngine:
         return self._cache.full()
 
     async def stop(self, grace_s: float) -> None:
-        self._stopping = True
+        self._stopping, ends = True, self._clock() + grace_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
+        await self._keep_prefixes(max(ends - self._clock(), _KEEP_S))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -257,14 +263,28 @@ class LlamaCppEngine:
         self._fail_all(Failure(Cause.DRAINING, "the engine was stopped"))
         self._outbox.close()
 
+    async def _keep_prefixes(self, within_s: float) -> None:
+        """A child that is slow to write is ended all the same, and the file stays what it was."""
+        if self._settings.prefix_file is not None and self._child is not None and self._ready:
+            self._child.send({"t": "keep"})
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._prefixes_kept.wait()
+            except TimeoutError:
+                _LOG.warning("prefixes were not written within %.1f s", within_s)
+
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
         path = self._settings.model_path
         if await asyncio.to_thread(file_stamp, path) != self._stamp:
             raise EngineUnavailable(f"{path} is not the file any more that this node announced: restart it")
         config = self._settings.child_config()
+        identity = "\0".join((self._digest, self._settings.kv_type, *self._adapters))
         config = dataclasses.replace(
-            config, memory_limit_bytes=self._memory_limit_bytes, kept=self._kept.for_child()
+            config,
+            memory_limit_bytes=self._memory_limit_bytes,
+            kept=self._kept.for_child(),
+            prefix_identity=identity,
         )
         if self._speeds.decode:
             known = (self._speeds.prefill_tokens_per_s, self._speeds.decode)
@@ -309,7 +329,11 @@ class LlamaCppEngine:
         self._take_speeds(ready["speeds"])
         self._speeds_at -= ready["speeds_age_s"]
         free = self._settings.slots * int(ready["context_tokens"])
-        self._ledger.reported = LoadState(free_cache_tokens=free, seen=self._ledger.reported.seen)
+        self._ledger.reported = LoadState(
+            free_cache_tokens=free,
+            seen=self._ledger.reported.seen,
+            pinned_tokens=int(ready.get("pinned_tokens", 0)),
+        )
         self._last_progress = self._clock()
         self._hung = False
         self._ready, self._trouble = True, ""
@@ -322,6 +346,12 @@ class LlamaCppEngine:
             ready["load_ms"],
             ready["measure_ms"],
         )
+        if self._settings.pinned_prompts:
+            _LOG.info("%d tokens are pinned, in %.0f ms", ready["pinned_tokens"], ready["pinned_ms"])
+        if ready.get("prefixes"):
+            _LOG.info("%s", ready["prefixes"])
+        for why in ready.get("not_pinned", ()):
+            _LOG.warning("a pinned prompt is left out: %s", why)
         if ready.get("exposed"):
             _LOG.warning("the engine child can reach the network and start programs: %s", ready["exposed"])
         for entry in self._ledger:
@@ -417,6 +447,9 @@ class LlamaCppEngine:
             try:
                 if frame["t"] == "step":
                     self._take_step(frame)
+                elif frame["t"] == "kept":
+                    _LOG.info("%s", frame["done"])
+                    self._prefixes_kept.set()
                 elif frame["t"] == "vectors":
                     output = self._embeds.take(frame, self._clock())
                     self._outbox.put([] if output is None else [output])

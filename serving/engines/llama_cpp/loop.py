@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from serving.engines.llama_cpp.interrupting import StepInterrupter
 from serving.engines.llama_cpp.logprobs import token_logprob
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model
+from serving.engines.llama_cpp.pinned import PinnedPrompt, PinWarmer
 from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
 from serving.engines.llama_cpp.prefix import PrefixCache
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
@@ -30,6 +31,7 @@ from serving.engines.llama_cpp.sequence import Prepared, Running, cache_namespac
 from serving.engines.llama_cpp.text import TextAssembler
 from serving.engines.queue import Waiting, WaitQueue
 from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
+from tidegate.routing.domain.work import PUBLIC
 
 # The parent bounds what is sent here; this limit only keeps the child's memory bounded whatever it sends.
 _QUEUE_LIMIT = 4096
@@ -82,19 +84,32 @@ class DecodeLoop:
         self._active: list[Running] = []
         self._settled: Settled | None = None
         self._inbox: deque[Prepared | int] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._open: set[int] = set()
         self._cancelled_early: set[int] = set()
         self._freed: list[int] = []
         self._seen = 0
         self._wake = threading.Event()
         self._stopping = False
+        self._warmer: PinWarmer | None = None
         self._interrupter = StepInterrupter(context.interrupt, context.resume)
         # Told (decoded, prefilled, ms) between steps, where something adapts to them.
         self.after_step: Callable[[int, int, float], None] | None = None
         # Waits for work; something else may be done meanwhile.
         self.rest: Callable[[threading.Event], object] = threading.Event.wait
 
+    def pin(self, prompts: Sequence[PinnedPrompt]) -> PinWarmer:
+        """What computes these prompts, also while the loop is idle. Before run()."""
+        chunk = self._config.prefill_chunk
+        self._warmer = PinWarmer(self._context, self.cache, self._adapters.apply, prompts, chunk)
+        return self._warmer
+
     # From other threads.
+
+    def call(self, what: Callable[[], None]) -> None:
+        """On the loop's thread, before its next step."""
+        self._calls.append(what)
+        self._wake.set()
 
     def expect(self, sid: int) -> None:
         """Work with this number will arrive."""
@@ -120,6 +135,8 @@ class DecodeLoop:
         """Until stop(). Raises NativeError when llama.cpp fails: the process is then of no use."""
         while not self._stopping:
             self._wake.clear()
+            while self._calls:
+                self._calls.popleft()()
             emissions = self._take_inbox()
             emissions += self._expire()
             emissions += self._admit()
@@ -128,8 +145,16 @@ class DecodeLoop:
             if emissions or self._freed or self._active:
                 freed, self._freed = self._freed, []
                 self._report(emissions, freed, self._load())
-            if not self._active and not self._queue:
+            if not self._active and not self._queue and not self._warm():
                 self.rest(self._wake)
+
+    def _warm(self) -> bool:
+        """A chunk of what is to be pinned, while nothing else is to do."""
+        if self._warmer is None or not self._warmer.warm():
+            return False
+        if self._warmer.done:
+            self._report([], [], self._load())
+        return True
 
     def _take_inbox(self) -> list[Emission]:
         emissions: list[Emission] = []
@@ -225,7 +250,9 @@ class DecodeLoop:
             prompt=item.prompt,
             prompt_tokens=item.prompt_tokens,
             names=item.names,
-            lease=self.cache.take(item.prompt, cache_namespace(work), item.names),
+            lease=self.cache.take(
+                item.prompt, cache_namespace(work), item.names, public=work.data_class == PUBLIC
+            ),
             sampler=sampler,
             text=text,
             limit_index=limit_index,
@@ -370,6 +397,7 @@ class DecodeLoop:
             pending_decode_tokens=decode + sum(w.item.work.max_tokens for w in self._queue),
             free_cache_tokens=self._config.context_tokens * self._config.slots - held,
             seen=self._seen,
+            pinned_tokens=self._warmer.pinned_tokens if self._warmer is not None else 0,
         )
 
     def _now_ms(self) -> float:

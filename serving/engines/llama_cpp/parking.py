@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serving.engines.llama_cpp.kv_state import NotCuttable, join_blocks, parse_state
+from serving.engines.llama_cpp.kv_state import KvBlock, NotCuttable, SavedState, join_blocks, parse_state
 from serving.engines.llama_cpp.native import Context
 from serving.engines.llama_cpp.protocol import ChildConfig
 
@@ -25,15 +25,9 @@ def parking_budget(context: Context, config: ChildConfig) -> int:
 def bytes_per_token(context: Context, sequences: int) -> int:
     """Bytes of one token's keys and values; 0 unless cutting and joining gives the same state again."""
     count = _PROBE_TOKENS
-    context.tokens[:count] = np.arange(count)
-    context.positions[:count] = np.arange(count)
-    context.sequence_ids[:count] = 0
-    context.outputs[:count] = 0
-    context.outputs[count - 1] = 1
     target = sequences - 1
     try:
-        context.decode(count)
-        saved = parse_state(context.save(0))
+        saved = _computed(context, count)
         parts = [saved.cut(0, 1), saved.cut(1, count)]
         if saved.tokens != count or not context.restore(target, join_blocks(parts)):
             return 0
@@ -44,6 +38,24 @@ def bytes_per_token(context: Context, sequences: int) -> int:
         return 0
     finally:
         context.clear()
+
+
+def sample_block(context: Context, count: int) -> KvBlock:
+    """A block of so many tokens as this context makes it. Leaves the context empty. Raises NotCuttable."""
+    try:
+        return _computed(context, count).cut(0, count)
+    finally:
+        context.clear()
+
+
+def _computed(context: Context, count: int) -> SavedState:
+    context.tokens[:count] = np.arange(count)
+    context.positions[:count] = np.arange(count)
+    context.sequence_ids[:count] = 0
+    context.outputs[:count] = 0
+    context.outputs[count - 1] = 1
+    context.decode(count)
+    return parse_state(context.save(0))
 
 
 def free_memory_bytes() -> int:

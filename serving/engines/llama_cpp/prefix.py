@@ -7,7 +7,7 @@ Tenants share nothing, so that none can learn from latency what another one aske
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,6 +59,7 @@ class Slot:
     busy: bool = False
     waiting: bool = False
     last_used: int = 0
+    public: bool = False
 
     def holds(self, wanted: Tokens, tenant: str) -> int:
         """How many leading tokens of the tenant's `wanted` lie in it."""
@@ -102,8 +103,8 @@ class PrefixCache:
     def idle(self) -> int:
         return sum(not slot.busy for slot in self.slots)
 
-    def take(self, prompt: Tokens, tenant: str, names: NamedPositions) -> Lease:
-        """An idle slot for `prompt`, now busy. There must be one.
+    def take(self, prompt: Tokens, tenant: str, names: NamedPositions, *, public: bool = False) -> Lease:
+        """An idle slot for `prompt`, now busy. There must be one. `public`: all of it is public data.
 
         At least the prompt's last token is left to compute: its logits are needed.
         """
@@ -122,7 +123,7 @@ class PrefixCache:
         if not self._memory.truncate(slot.index, cached):
             cached = 0
         self._uses += 1
-        slot.busy, slot.tenant, slot.last_used = True, tenant, self._uses
+        slot.busy, slot.tenant, slot.last_used, slot.public = True, tenant, self._uses, public
         slot.tokens, slot.filled = prompt, cached
         self._name(slot, names, cached)
         return self._lease(slot)
@@ -160,6 +161,26 @@ class PrefixCache:
         slot.tokens, slot.filled = tokens, len(tokens)
         slot.last_used = self._uses
         self._name(slot, names, slot.filled)
+
+    def park_idle(self) -> None:
+        """What idle slots hold is parked, too, as far as there is room."""
+        for slot in self.slots:
+            if not slot.busy:
+                self._vacate(slot, 0)
+
+    def pin(self, slot: Slot, tenants: Sequence[str]) -> int:
+        """Parks what an idle slot holds for each tenant and keeps it for good; how many tokens that are."""
+        if self.tree is None:
+            return 0
+        self._park(slot, slot.filled)
+        tree, tokens = self.tree, slot.tokens[: slot.filled]
+        blocks = [node.block for node in tree.match(slot.tenant, tokens) if node.block is not None]
+        cost_ms = self._ms_per_token() * BLOCK_TOKENS
+        whole = tokens[: len(blocks) * BLOCK_TOKENS]
+        for tenant in tenants:
+            # The same keys and values: only the room that they are counted for is taken twice.
+            tree.park(tenant, whole, (), lambda start, end: blocks[start // BLOCK_TOKENS], cost_ms)
+        return min(tree.pin(tenant, whole) for tenant in tenants)
 
     # --- inside ---
 
@@ -242,7 +263,9 @@ class PrefixCache:
         source = _Source(self._memory, slot.index)
         cost_ms = self._ms_per_token() * BLOCK_TOKENS
         try:
-            self.tree.park(slot.tenant, slot.tokens[:length], slot.names, source.cut, cost_ms)
+            self.tree.park(
+                slot.tenant, slot.tokens[:length], slot.names, source.cut, cost_ms, public=slot.public
+            )
         except NotCuttable:
             # Its cells lie out of order: the rest is computed again when it is needed.
             return

@@ -16,6 +16,7 @@ from typing import Any
 from serving.engines.llama_cpp.isolate import isolate
 from serving.engines.llama_cpp.native import C, Model, NativeError, start_backend
 from serving.engines.llama_cpp.quality import perplexity
+from serving.engines.llama_cpp.sandbox import seal_helper
 
 _STEP = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
 # Work of minutes must not slow the daemon that serves beside it.
@@ -77,6 +78,7 @@ def _say(message: dict[str, Any]) -> None:
 def main(argument: str) -> int:
     task = json.loads(argument)
     isolate(task["parent_pid"])
+    seal_helper(gpu=bool(C.llama_supports_gpu_offload()))
     start_backend(debug=task["debug"])
     try:
         if task["task"] == "quantize":

@@ -49,7 +49,8 @@ class ChildConfig:
 
     `known_speeds`, (prefill tokens/s, decode curve), is what an earlier child had measured: with it a new one
     serves sooner. `kept` is what was measured of this device and model: {"build", "curves", "measured_s"}.
-    `adapters` are (name, path, scale).
+    `adapters` are (name, path, scale), `pinned` prompts (text, tenants, adapter).
+    `prefix_identity` names what the blocks in the prefix file depend on.
     """
 
     model_path: str
@@ -76,6 +77,10 @@ class ChildConfig:
     adapt_threads: bool = False
     tune_after_s: float = 0.0
     kept: Frame | None = None
+    pinned: Sequence[tuple[str, Sequence[str], str]] = ()
+    prefix_file: str = ""
+    prefix_file_bytes: int = 0
+    prefix_identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

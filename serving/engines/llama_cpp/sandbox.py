@@ -1,14 +1,16 @@
 """What the child may no longer do once it has its configuration: native code is about to read a file.
 
-A seccomp filter refuses network, other programs, and other processes' memory, with EACCES. It needs no
-privilege, works in containers, holds for all threads and cannot be taken off. Code that was made to run by a
-hostile file still has the model, the prompts and the socket to the daemon; it cannot send them anywhere else.
+A seccomp filter refuses network, other programs, other processes' memory and signals to them, with EACCES.
+It needs no privilege, works in containers, holds for all threads and cannot be taken off. Code that was made
+to run by a hostile file still has the model, the prompts and the socket to the daemon; it cannot send them
+anywhere else.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import platform
 import resource
 import struct
@@ -31,24 +33,40 @@ _AF_UNIX = 1
 
 @dataclass(frozen=True, slots=True)
 class _Calls:
-    """Numbers of one architecture. `local` are needed by GPU drivers, and by nothing else."""
+    """Numbers of one architecture. `local` are needed by GPU drivers, and by nothing else.
+
+    `signals` take a process as their first argument: an abort sends one to its own.
+    """
 
     audit: int
     seccomp: int
     socket: int
     local: tuple[int, ...]
     refused: tuple[int, ...]
+    signals: tuple[int, ...]
 
 
 # local: connect, execve, execveat.
 # refused: bind, listen, ptrace, process_vm_readv, process_vm_writev, bpf, unshare, setns, mount,
-# io_uring_setup (its rings would open sockets unseen), pidfd_getfd.
+# io_uring_setup (its rings would open sockets unseen), pidfd_getfd, pidfd_open, pidfd_send_signal, tkill (for
+# a thread of whatever process).
+# signals: kill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo.
 _OF_MACHINE = {
     "x86_64": _Calls(
-        0xC000003E, 317, 41, (42, 59, 322), (49, 50, 101, 310, 311, 321, 272, 308, 165, 425, 438)
+        audit=0xC000003E,
+        seccomp=317,
+        socket=41,
+        local=(42, 59, 322),
+        refused=(49, 50, 101, 310, 311, 321, 272, 308, 165, 425, 438, 434, 424, 200),
+        signals=(62, 234, 129, 297),
     ),
     "aarch64": _Calls(
-        0xC00000B7, 277, 198, (203, 221, 281), (200, 201, 117, 270, 271, 280, 97, 268, 40, 425, 438)
+        audit=0xC00000B7,
+        seccomp=277,
+        socket=198,
+        local=(203, 221, 281),
+        refused=(200, 201, 117, 270, 271, 280, 97, 268, 40, 425, 438, 434, 424, 130),
+        signals=(129, 131, 138, 240),
     ),
 }
 
@@ -83,8 +101,15 @@ def seal(*, memory_limit_bytes: int, gpu: bool) -> str:
     return ""
 
 
+def seal_helper(*, gpu: bool) -> None:
+    """For a process that makes or measures files: no limit of memory; a missing filter is told on stderr."""
+    exposed = seal(memory_limit_bytes=0, gpu=gpu)
+    if exposed:
+        sys.stderr.write(f"this process can reach the network and start programs: {exposed}\n")
+
+
 def _program(calls: _Calls, *, gpu: bool) -> bytes:
-    """The filter: another architecture's calls, then the listed ones, are refused."""
+    """The filter: another architecture's calls, the listed ones, and signals to others are refused."""
     refused = calls.refused if gpu else (*calls.refused, *calls.local, calls.socket)
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -96,6 +121,14 @@ def _program(calls: _Calls, *, gpu: bool) -> bytes:
     ]
     for number in refused:
         lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    for number in calls.signals:
+        lines += [
+            (_EQUAL, 0, 4, number),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT),
+            (_EQUAL, 0, 1, os.getpid()),
+            (_RETURN, 0, 0, _ALLOW),
+            (_RETURN, 0, 0, _REFUSE),
+        ]
     if gpu:
         lines += [
             (_EQUAL, 0, 3, calls.socket),

@@ -136,7 +136,11 @@ def progress(active: Sequence[Running]) -> tuple[int, int, int]:
 
 def cache_namespace(work: Work) -> str:
     """Whose prefixes the work may share: those of its tenant that were computed with the same adapter."""
-    return f"{work.adapter}\0{work.tenant}"
+    return namespace_of(work.adapter, work.tenant)
+
+
+def namespace_of(adapter: str, tenant: str) -> str:
+    return f"{adapter}\0{tenant}"
 
 
 def computed_for(sids: Collection[int], active: Sequence[Running]) -> set[int]:

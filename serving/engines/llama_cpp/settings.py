@@ -42,6 +42,18 @@ class Adapter(BaseModel):
     scale: float = Field(default=1.0, ge=-10.0, le=10.0, description="How strongly it is applied.")
 
 
+class PinnedPrompt(BaseModel):
+    """A system prompt that is computed at start and never given up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str = Field(min_length=1, max_length=65_536, description="The system prompt.")
+    tenants: tuple[str, ...] = Field(
+        min_length=1, max_length=16, description="Whose conversations it begins."
+    )
+    adapter: str = Field(default="", description="The LoRA adapter that they use.")
+
+
 class LlamaCppSettings(BaseModel):
     """One GGUF model served by llama.cpp."""
 
@@ -98,6 +110,13 @@ class LlamaCppSettings(BaseModel):
     adapters: tuple[Adapter, ...] = Field(
         default=(), max_length=MAX_ADAPTERS, description="LoRA adapters that requests may name."
     )
+    pinned_prompts: tuple[PinnedPrompt, ...] = Field(
+        default=(), max_length=16, description="System prompts that are held for good."
+    )
+    prefix_file: Path | None = Field(
+        default=None, description="File that keeps prefixes of public data from one life to the next."
+    )
+    prefix_file_mib: int = Field(default=256, ge=1, description="Its largest size.")
     embeddings: Literal["off", "mean", "cls", "last"] = Field(
         default="mean", description="How the tokens of an embedded text become one vector; off refuses."
     )
@@ -193,6 +212,9 @@ class LlamaCppSettings(BaseModel):
             min_p=self.sampling.min_p,
             debug=self.debug,
             adapters=[(adapter.name, str(adapter.path), adapter.scale) for adapter in self.adapters],
+            pinned=[(each.text, each.tenants, each.adapter) for each in self.pinned_prompts],
+            prefix_file=str(self.prefix_file or ""),
+            prefix_file_bytes=self.prefix_file_mib * 2**20,
             pooling=self.embeddings,
             embedding_tokens=self.embedding_tokens,
             # What layers on a GPU take says nothing about cores.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,21 @@ def test_llama_cpp_settings_reach_the_engine(tmp_path: Path) -> None:
     template.unlink()
     with pytest.raises(SettingsError, match="chat_template_file: cannot read"):
         build_engine(settings.engine)
+
+
+def test_a_pinned_prompt_is_a_text_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rules.txt").write_text("Be brief.\n")
+    config = tmp_path / "edge.toml"
+    for line, problem in (
+        (f'file = "{tmp_path}/rules.txt"', ""),
+        (f'file = "{tmp_path}/none.txt"', "pinned_prompts.file: cannot read"),
+        ('text = "a"\nfile = "b"', "either a text or a file"),
+        ('tenants = ["default"]', "either a text or a file"),
+    ):
+        config.write_text(f"[[engine.llama_cpp.pinned_prompts]]\n{line}\n")
+        settings = load_settings(EdgeSettings, config, {})
+        with pytest.raises(SettingsError, match=problem) if problem else contextlib.nullcontext():
+            build_engine(settings.engine)
 
 
 def test_oracle_from_the_environment() -> None:

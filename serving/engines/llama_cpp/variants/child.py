@@ -12,9 +12,10 @@ from typing import Any
 
 from serving.engines.llama_cpp.isolate import isolate
 from serving.engines.llama_cpp.load_log import LoadLog
-from serving.engines.llama_cpp.native import Context, Model, NativeError, build_id, start_backend
+from serving.engines.llama_cpp.native import C, Context, Model, NativeError, build_id, start_backend
 from serving.engines.llama_cpp.prepare_child import BACKGROUND, quantize
 from serving.engines.llama_cpp.quality import perplexity
+from serving.engines.llama_cpp.sandbox import seal_helper
 from serving.engines.llama_cpp.variants.rates import decode_step_ms, prefill_rate, random_prompt
 from serving.engines.llama_cpp.variants.sweep import DECODE_STEPS, PROMPT_TOKENS, Sweep, sweep_prompt
 from serving.engines.llama_cpp.variants.tasks import accuracy, questions_digest, read_questions
@@ -110,6 +111,7 @@ def say(message: dict[str, Any]) -> None:
 def main(argument: str) -> int:
     task = json.loads(argument)
     isolate(task["parent_pid"])
+    seal_helper(gpu=bool(C.llama_supports_gpu_offload()))
     start_backend(debug=task["debug"])
     try:
         say({"done": _TASKS[task["task"]](task)})

@@ -144,3 +144,17 @@ def count_nodes(tree: BlockTree[Part]) -> int:
         count += 1
         waiting += node.children.values()
     return count
+
+
+def test_pinned_blocks_stay_whatever_comes_and_take_half_at_most() -> None:
+    tree, _ = make_tree(4)
+    park(tree, prompt(1, 2))
+    assert tree.pin("s", prompt(1, 2, 9)) == 8
+    for other in range(10, 30):
+        park(tree, prompt(other, other + 1), cost_ms=1000.0)
+    assert len(tree.match("s", prompt(1, 2))) == 2
+    assert tree.used_bytes <= 40
+    park(tree, prompt(5))
+    assert tree.pin("s", prompt(5)) == 0
+    # Again is no more: what is pinned already needs no room.
+    assert tree.pin("s", prompt(1, 2)) == 8

@@ -19,10 +19,14 @@ ATTACKS = {
     "a connection of a socket made before": "before.connect(listener.getsockname())",
     "a socket made by a thread that ran before": "ask.set(); answered.wait(); raise_(answer[0])",
     "another program": "os.execv('/bin/true', ['true'])",
+    "a signal to another process": "os.kill(victim, 0)",
+    "a signal to another process's thread": "signal.pidfd_send_signal(os.pidfd_open(victim), 0)",
+    "a signal to its whole group": "os.killpg(0, 0)",
     "memory without end": "bytearray(2**30)",
 }
 ATTACK = """
-import os, socket, sys, threading
+import os, signal, socket, sys, threading
+victim = os.getppid()
 from serving.engines.llama_cpp.sandbox import seal
 before, listener = socket.socket(), socket.create_server(("127.0.0.1", 0))
 ask, answered, answer = threading.Event(), threading.Event(), []
@@ -53,6 +57,29 @@ def attack(how: str, name: str) -> int:
 def test_an_attack_works_unsealed_and_fails_sealed(name: str) -> None:
     assert attack("open", name) == 0
     assert attack("sealed", name) == 7
+
+
+def test_a_sealed_process_can_still_abort_and_signal_itself() -> None:
+    seal = "from serving.engines.llama_cpp.sandbox import seal; seal(memory_limit_bytes=0, gpu=False); "
+    for how in ("os.abort()", "os.kill(os.getpid(), 6)", "signal.pthread_kill(threading.get_ident(), 6)"):
+        script = f"import os, signal, threading; {seal}{how}"
+        assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == -6
+
+
+@pytest.mark.parametrize("module", ["prepare_child", "variants.child"])
+def test_helpers_seal_themselves_before_they_read_a_file(module: str) -> None:
+    script = (
+        "import json, os, sys\n"
+        f"from serving.engines.llama_cpp import {module.partition('.')[0]}\n"
+        f"from serving.engines.llama_cpp.{module} import main\n"
+        "task = {'parent_pid': os.getppid(), 'debug': False, 'task': 'none', 'path': '/none'}\n"
+        "try: main(json.dumps(task))\n"
+        "except KeyError: pass\n"
+        "try: os.execv('/bin/true', ['true'])\n"
+        "except PermissionError: sys.exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True)
+    assert done.returncode == 7, done.stderr
 
 
 def test_a_gpus_driver_keeps_local_sockets_and_nothing_else_gets_out() -> None:

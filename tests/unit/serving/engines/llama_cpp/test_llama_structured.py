@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from llama_driver import Driver, user
@@ -141,3 +142,12 @@ async def test_a_bias_forbids_a_token(shared: Driver) -> None:
     )
     await shared.finish(biased)
     assert first not in shared.tokens(biased)
+
+
+async def test_a_pattern_is_kept_to(shared: Driver) -> None:
+    for pattern in (r"^[A-Z]{2}-\d{3}$", r'^"[^\s"]{1,6}"(, \w+)?$', r"^é(lan|tude)\.$"):
+        schema = json.dumps({"type": "string", "pattern": pattern})
+        hot = Sampling(temperature=1.5, seed=3)
+        key = shared.submit("A code:", max_tokens=60, sampling=hot, format=OutputFormat(json_schema=schema))
+        assert (await shared.finish(key)).result is FinishReason.STOP
+        assert re.search(pattern, json.loads(shared.text(key)))
