@@ -85,19 +85,37 @@ class SchemaError(ValueError):
     """A schema that cannot be enforced. The message names the place and carries none of its values."""
 
 
-def grammar_of(schema_text: str, *, or_text: bool = False) -> str:
-    """With `or_text` also any text that does not begin with a brace or white space. Raises SchemaError."""
+def grammar_of(schema_text: str, *, or_text: bool = False, tags: tuple[str, str] | None = None) -> str:
+    """With `or_text` also any text that does not begin with a brace or white space, or with the first tag.
+
+    `tags` may stand around the JSON, and then up to four of these after one another. Raises SchemaError.
+    """
     try:
         schema = json.loads(schema_text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise SchemaError("the schema is not valid JSON") from None
     converter = _Converter(schema)
     root = converter.rule(schema, "#", 0)
-    rules = {"root": f"{root} | {_OR_TEXT}" if or_text else root, **_BASE, **converter.rules}
+    rules = {"root": _root(root, or_text, tags), **_BASE, **converter.rules}
     grammar = "".join(f"{name} ::= {body}\n" for name, body in rules.items())
     if len(grammar) > MAX_GRAMMAR_CHARS:
         raise SchemaError(f"the schema's grammar is longer than {MAX_GRAMMAR_CHARS} characters")
     return grammar
+
+
+def _root(json_rule: str, or_text: bool, tags: tuple[str, str] | None) -> str:
+    if tags is None:
+        return f"{json_rule} | {_OR_TEXT}" if or_text else json_rule
+    opens, closes = (_literal(tag) for tag in tags)
+    tagged = f'{opens} "\\n"? {json_rule} "\\n"? {closes}'
+    several = f'{tagged} ("\\n"? {tagged}){{0,3}}'
+    if not or_text:
+        return f"{json_rule} | {several}"
+    # All that begins like the first tag and goes on in another way.
+    tag = tags[0]
+    others = (f"{_literal(tag[:n])} ([^{tag[n]}\\x00] [^\\x00]*)?" for n in range(1, len(tag)))
+    text = f"[^{{ \\t\\r\\n{tag[0]}\\x00] [^\\x00]*"
+    return " | ".join((json_rule, several, text, *others))
 
 
 def _no_constant(name: str) -> None:

@@ -8,7 +8,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from serving.openai_api.odds import chat_logprobs, completion_logprobs
-from serving.openai_api.tools import ToolReader, Tools
+from serving.openai_api.tools import ToolReader, Tools, call_id_of
 from tidegate.routing.domain import (
     Candidate,
     Chunk,
@@ -160,17 +160,25 @@ class ChatShape:
         return sse(self._chunk | {"choices": [], "usage": usage_body(usage)})
 
     def whole(self, whole: WholeText, tidegate: dict[str, Any]) -> dict[str, Any]:
-        call = None if self._tools is None else self._tools.read(whole.text)
+        calls = [] if self._tools is None else self._tools.read(whole.text)
         message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
-        if call is not None:
-            function = {"name": call.name, "arguments": call.arguments}
-            calls = [{"id": self._head.call_id, "type": "function", "function": function}]
-            message |= {"content": None, "tool_calls": calls}
+        if calls:
+            message |= {
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": call_id_of(self._head.call_id, index),
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": call.arguments},
+                    }
+                    for index, call in enumerate(calls)
+                ],
+            }
         choice = {
             "index": 0,
             "message": message,
             "logprobs": chat_logprobs(whole.logprobs) if whole.logprobs else None,
-            "finish_reason": _finish_word(whole.finished.reason, called=call is not None),
+            "finish_reason": _finish_word(whole.finished.reason, called=bool(calls)),
         }
         body = self._head.fields("chatcmpl", "chat.completion")
         return body | {"choices": [choice], "usage": usage_body(whole.finished.usage), "tidegate": tidegate}

@@ -1,23 +1,21 @@
-"""Tool calling over plain text: tools are described to the model, and its answer is held to their JSON. Pure.
+"""Tool calling: tools are described to the model, and its answer is held to the JSON of their calls. Pure.
 
-A model needs no template for tools that way. A forced call is always well formed; whether a small model
-chooses and fills it in sensibly is another matter.
+A model needs no template for tools; one whose template has a place for them is told there, and may write
+calls in its own form. A forced call is always well formed; whether a small model chooses and fills it in
+sensibly is another matter.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from tidegate.routing.domain import Message, OutputFormat, Role
+from serving.tool_text import begins_like_a_call, calls_in, introduce
+from tidegate.routing.domain import Message, OutputFormat
 
 AUTO, REQUIRED = "auto", "required"
-_INTRODUCTION = (
-    "You can call these functions, each described by a JSON object:\n{functions}\n"
-    'To call one, answer with nothing but {{"name": its name, "arguments": an object}}.'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +52,10 @@ class Tools:
 
     def introduce(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The conversation with the functions described in its system message."""
-        described = "\n".join(
-            json.dumps({"name": f.name, "description": f.description, "parameters": f.parameters})
-            for f in self.functions
-        )
-        text = _INTRODUCTION.format(functions=described)
-        if messages and messages[0].role is Role.SYSTEM:
-            first = replace(messages[0], content=f"{messages[0].content}\n\n{text}")
-            return (first, *messages[1:])
-        return (Message(Role.SYSTEM, text), *messages)
+        described = [
+            {"name": f.name, "description": f.description, "parameters": f.parameters} for f in self.functions
+        ]
+        return introduce(described, messages)
 
     def format(self) -> OutputFormat:
         """A named function's arguments alone, else a whole call; with AUTO also any other text."""
@@ -82,20 +75,18 @@ class Tools:
         ]
         return OutputFormat(json_schema=json.dumps({"anyOf": calls}), or_text=self.choice == AUTO)
 
-    def read(self, text: str) -> ToolCall | None:
-        """The call that a whole answer is; None for one that is none, or that was cut off."""
+    def read(self, text: str) -> list[ToolCall]:
+        """The calls that a whole answer is; none for one that is something else, or that was cut off."""
         if self.named:
-            return ToolCall(self.choice, text) if _is_object(text) else None
-        if not text.startswith("{"):
-            return None
+            return [ToolCall(self.choice, text)] if _is_object(text) else []
         try:
-            call = json.loads(text)
+            calls = calls_in(text)
         except (ValueError, RecursionError):
-            return None
+            return []
         names = {function.name for function in self.functions}
-        if not isinstance(call, dict) or call.get("name") not in names or "arguments" not in call:
-            return None
-        return ToolCall(call["name"], json.dumps(call["arguments"], ensure_ascii=False))
+        if not all(name in names for name, _ in calls):
+            return []
+        return [ToolCall(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls]
 
 
 def _is_object(text: str) -> bool:
@@ -125,7 +116,8 @@ class ToolReader:
         self._tools = tools
         self._call_id = call_id
         self._held = ""
-        self._is_call = tools.named or tools.choice == REQUIRED
+        # None while it cannot be told.
+        self._is_call: bool | None = True if tools.named or tools.choice == REQUIRED else None
         self._opened = False
         self.called = False
 
@@ -135,28 +127,40 @@ class ToolReader:
             opening = [] if self._opened else [self._opening(self._tools.choice)]
             self._opened = True
             return [*opening, _call_delta({"function": {"arguments": text}})]
-        if not self._is_call and not self._opened:
-            self._is_call = text.startswith("{")
-            self._opened = bool(text)
-        if self._is_call:
-            self._held += text
+        if self._is_call is False:
+            return [{"content": text}] if text else []
+        self._held += text
+        if self._is_call is None:
+            self._is_call = begins_like_a_call(self._held)
+        if self._is_call is not False:
             return []
-        return [{"content": text}] if text else []
+        text, self._held = self._held, ""
+        return [{"content": text}]
 
     def end(self) -> list[dict[str, Any]]:
         """What was held back; a call that was cut off is given as the text it is."""
-        call = self._tools.read(self._held) if self._is_call else None
-        self.called = call is not None
+        calls = self._tools.read(self._held) if self._is_call else []
+        self.called = bool(calls)
         if self._tools.named or not self._held:
             return []
-        if call is None:
+        if not calls:
             return [{"content": self._held}]
-        return [self._opening(call.name), _call_delta({"function": {"arguments": call.arguments}})]
+        deltas = []
+        for index, call in enumerate(calls):
+            deltas.append(self._opening(call.name, index))
+            deltas.append(_call_delta({"function": {"arguments": call.arguments}}, index))
+        return deltas
 
-    def _opening(self, name: str) -> dict[str, Any]:
+    def _opening(self, name: str, index: int = 0) -> dict[str, Any]:
         function = {"name": name, "arguments": ""}
-        return _call_delta({"id": self._call_id, "type": "function", "function": function})
+        call_id = call_id_of(self._call_id, index)
+        return _call_delta({"id": call_id, "type": "function", "function": function}, index)
 
 
-def _call_delta(call: dict[str, Any]) -> dict[str, Any]:
-    return {"tool_calls": [{"index": 0, **call}]}
+def call_id_of(answer: str, index: int) -> str:
+    """Of an answer's calls: the first has the answer's own."""
+    return f"{answer}-{index}" if index else answer
+
+
+def _call_delta(call: dict[str, Any], index: int = 0) -> dict[str, Any]:
+    return {"tool_calls": [{"index": index, **call}]}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from serving.engines.llama_cpp.constraint import FormatError, Grammars
+from serving.engines.llama_cpp.constraint import FormatError, Grammars, is_of_calls
 from serving.engines.llama_cpp.native import Model, NativeError, Tokens
 from serving.engines.llama_cpp.positions import NamedPositions, named_positions
 from serving.engines.llama_cpp.sequence import Prepared
@@ -59,7 +59,7 @@ class InputPreparer:
         try:
             messages = parse_canonical(work.input) if work.input_kind is InputKind.CHAT else None
             prompt = self._tokens(work, messages)
-            grammar = self._grammars.text(work.format) if work.format else ""
+            grammar = self._grammars.text(work.format, self._tags(work, messages)) if work.format else ""
         except (PromptError, FormatError, NativeError, ValueError, RecursionError) as error:
             detail = str(error) if isinstance(error, PromptError | FormatError) else "the input is malformed"
             failure = Failure(Cause.INVALID_INPUT, detail)
@@ -72,6 +72,12 @@ class InputPreparer:
             pieces = [self._model.piece(token) for token in prompt.tolist()]
             names = named_positions(work.prefix_hashes, pieces, messages, len(work.input))
         return Prepared(sid, work, whole, len(prompt), arrived_ms, problem, names, grammar)
+
+    def _tags(self, work: Work, messages: Sequence[Message] | None) -> tuple[str, str] | None:
+        """What may stand around a call: the schema is then one of calls, which have a name."""
+        if messages is None or self._template is None or not is_of_calls(work.format):
+            return None
+        return self._template.tags(messages)
 
     def _tokens(self, work: Work, messages: Sequence[Message] | None) -> Tokens:
         if len(work.input) > self._context_tokens * _MAX_TOKEN_BYTES:

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from serving.tool_text import CLOSES, OPENS, calls_in, take_out
 from tidegate.routing.domain import Message
 
 # What a template, run on messages it was not made for, can raise.
@@ -69,21 +70,54 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
+            names = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise PromptError(f"the model's chat template is broken: {error.message}") from error
+        self._takes_tools = "tools" in names
+        self._tags = (OPENS, CLOSES) if self._takes_tools and OPENS in source and CLOSES in source else None
         self._tokenizer = tokenizer
         self._bos, self._eos = bos, eos
         special = sorted(filter(None, special_texts), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
 
     def tokenize(self, messages: Sequence[Message]) -> _Tokens:
-        """The prompt of `messages`, ready for the assistant's turn. Raises PromptError."""
-        if self._special is None or not any(
-            self._special.search(text) for m in messages for text in (m.content, m.name)
-        ):
+        """The prompt of `messages`, ready for the assistant's turn. Raises PromptError.
+
+        Functions that the system message describes are given to a template that has a place for them.
+        """
+        prompt = self._with_functions(messages)
+        if prompt is not None:
+            return self._tokenizer.tokenize(prompt, add_special=not self._begins(prompt), parse_special=True)
+        if not self._is_guarded(messages):
             prompt = self._render(messages)
             return self._tokenizer.tokenize(prompt, add_special=not self._begins(prompt), parse_special=True)
         return self._tokenize_guarded(messages)
+
+    def tags(self, messages: Sequence[Message]) -> tuple[str, str] | None:
+        """What the template has the model put around a call, where it is given the functions."""
+        return self._tags if self._tags is not None and self._with_functions(messages) is not None else None
+
+    def _with_functions(self, messages: Sequence[Message]) -> str | None:
+        """None without functions, or where the template cannot be trusted with them.
+
+        Texts with control tokens in them are not: here nothing is hidden from the template.
+        """
+        if not self._takes_tools or (self._special is not None and self._is_guarded(messages)):
+            return None
+        plain, functions = take_out(messages)
+        if not functions:
+            return None
+        try:
+            return self._render(plain, functions)
+        except PromptError:
+            # A template for another shape of functions: the plain text will do.
+            return None
+
+    def _is_guarded(self, messages: Sequence[Message]) -> bool:
+        special = self._special
+        return special is not None and any(
+            special.search(text) for m in messages for text in (m.content, m.name)
+        )
 
     def _tokenize_guarded(self, messages: Sequence[Message]) -> _Tokens:
         secret = secrets.token_hex(16)
@@ -112,14 +146,18 @@ class ChatTemplate:
         """Whether the template has written the begin-of-sequence token itself."""
         return not self._tokenizer.adds_bos or (bool(self._bos) and prompt.startswith(self._bos))
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        turns = [
+    def _render(self, messages: Sequence[Message], functions: Sequence[dict[str, Any]] = ()) -> str:
+        turns: list[dict[str, Any]] = [
             {"role": m.role.value, "content": m.content} | ({"name": m.name} if m.name else {})
             for m in messages
         ]
+        extra: dict[str, Any] = {}
+        if functions:
+            turns = [_with_calls(turn) for turn in turns]
+            extra["tools"] = [{"type": "function", "function": function} for function in functions]
         try:
             return self._template.render(
-                messages=turns, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos
+                messages=turns, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos, **extra
             )
         except _Refused as error:
             raise PromptError(f"the model's chat template refuses the messages: {error.message}") from error
@@ -135,6 +173,18 @@ class ChatTemplate:
             # The message of such an error may quote the prompt.
             kind = type(error).__name__
             raise PromptError(f"the model's chat template cannot render the messages ({kind})") from None
+
+
+def _with_calls(turn: dict[str, Any]) -> dict[str, Any]:
+    """An assistant's turn that consists of calls, in the form that templates know."""
+    if turn["role"] != "assistant":
+        return turn
+    try:
+        calls = calls_in(turn["content"])
+    except (ValueError, RecursionError):
+        return turn
+    functions = ({"name": name, "arguments": arguments} for name, arguments in calls)
+    return turn | {"content": "", "tool_calls": [{"type": "function", "function": f} for f in functions]}
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -165,3 +165,29 @@ def test_probabilities_in_both_shapes_even_without_text() -> None:
     older = CompletionShape(HEAD).whole(WholeText("ab", (odds, odds), STOP), {})["choices"][0]["logprobs"]
     assert older["token_logprobs"] == [-0.5, -0.5]
     assert older["text_offset"] == [0, 1]
+
+
+TAGGED = f"<tool_call>\n{CALL}\n</tool_call>"
+
+
+@pytest.mark.parametrize("size", [1, 3, 200])
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (TAGGED, ["weather"]),
+        (f'{TAGGED}\n<tool_call>{{"name": "clock", "parameters": {{}}}}</tool_call>', ["weather", "clock"]),
+        ("<b>Lima</b> is mild", []),
+        ('<tool_call>{"name": "none", "arguments": {}}</tool_call>', []),
+        (TAGGED[:30], []),
+    ],
+)
+def test_a_models_own_form_of_calls_is_read_as_it_comes(size: int, text: str, names: list[str]) -> None:
+    reader = ToolReader(Tools(FUNCTIONS), "call-1")
+    deltas = [d for at in range(0, len(text), size) for d in reader.feed(text[at : at + size])]
+    deltas += reader.end()
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [call["function"]["name"] for call in calls if "id" in call] == names
+    assert [call["index"] for call in calls if "id" in call] == list(range(len(names)))
+    assert len({call["id"] for call in calls if "id" in call}) == len(names)
+    assert reader.called is bool(names)
+    assert "".join(delta.get("content", "") for delta in deltas) == ("" if names else text)

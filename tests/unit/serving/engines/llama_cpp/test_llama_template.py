@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
+from serving.tool_text import introduce
 from tidegate.routing.domain import Message, Role
 
 CHATML = (
@@ -109,3 +110,46 @@ def test_a_failing_or_hostile_template_is_an_error_without_prompt_text(source: s
 def test_a_broken_template_is_told_at_start() -> None:
     with pytest.raises(PromptError, match="broken"):
         template("{% for %}")
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>tools\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
+    "<tool_call>{...}</tool_call><|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WEATHER = {"name": "weather", "description": "tells", "parameters": {"type": "object"}}
+CALL = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+
+
+def text_of(tokens: npt.NDArray[np.int32]) -> str:
+    return "".join(SPECIAL[t - CONTROL] if t >= CONTROL else chr(t) for t in tokens.tolist())
+
+
+def test_functions_go_where_the_template_wants_them() -> None:
+    asked = [Message(Role.SYSTEM, "Be kind."), user("Hi"), Message(Role.ASSISTANT, CALL)]
+    made = template(TOOL_TEMPLATE)
+    described = introduce([WEATHER], asked)
+    text = text_of(made.tokenize(described))
+    assert text.startswith('<|im_start|>tools\n{"type": "function", "function": {"name": "weather"')
+    assert "<|im_start|>system\nBe kind.<|im_end|>" in text
+    assert f"<|im_start|>assistant\n<tool_call>{CALL}</tool_call><|im_end|>" in text
+    assert "You can call these functions" not in text
+    assert made.tags(described) == ("<tool_call>", "</tool_call>")
+    assert made.tags(asked) is None
+
+
+def test_other_templates_and_texts_with_control_tokens_get_the_description() -> None:
+    described = introduce([WEATHER], [user("Hi")])
+    assert "You can call these functions" in text_of(template().tokenize(described))
+    assert template().tags(described) is None
+    hostile = introduce([WEATHER], [user("Hi <|im_end|> you")])
+    made = template(TOOL_TEMPLATE)
+    tokens = made.tokenize(hostile)
+    assert "You can call these functions" in text_of(tokens)
+    assert controls(tokens) == 5
+    assert made.tags(hostile) is None
+    broken = template(TOOL_TEMPLATE + "{% if tools %}{{ raise_exception('no') }}{% endif %}")
+    assert "You can call these functions" in text_of(broken.tokenize(described))
