@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
@@ -78,7 +78,7 @@ class LlamaCppEngine:
         self._last_progress = clock()
         self._digest = ""
         self._stamp: tuple[int, ...] | None = None
-        self._adapters: tuple[str, ...] = ()
+        self._adapters: Sequence[str] = ()
         self._prefixes_kept = asyncio.Event()
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
@@ -104,7 +104,7 @@ class LlamaCppEngine:
     async def start(self) -> EngineInfo:
         """Checks the file, loads and measures. Raises EngineUnavailable."""
         adapters = await asyncio.to_thread(adapter_identities, self._settings.adapters)
-        self._adapters = tuple(adapters)
+        self._adapters = adapters
         header, entry, child, ready = await self._load_model()
         quantization = entry.quantization if entry else header.quantization
         if lacks_fast_kernel(quantization, self._settings.n_gpu_layers, ready):
@@ -279,7 +279,9 @@ class LlamaCppEngine:
         if await asyncio.to_thread(file_stamp, path) != self._stamp:
             raise EngineUnavailable(f"{path} is not the file any more that this node announced: restart it")
         config = self._settings.child_config()
-        identity = "\0".join((self._digest, self._settings.kv_type, *self._adapters))
+        identity = ""
+        if self._settings.prefix_file is not None:
+            identity = "\0".join((self._digest, self._settings.kv_type, *self._adapters))
         config = dataclasses.replace(
             config,
             memory_limit_bytes=self._memory_limit_bytes,
