@@ -86,12 +86,12 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
     for kind, ready, down in snapshot.groups:
         fell, variants = _kind_fails(kind, query, tokens)
         if fell is not None:
-            removed[fell] = removed.get(fell, 0) + len(ready) + len(down)
+            removed[fell] = removed.get(fell, 0) + ready.size + len(down)
             continue
         for node in down:
             fell = _not_now(node)
             removed[fell] = removed.get(fell, 0) + 1
-        if ready:
+        if ready.size:
             saving = saving or kind.saving
             # The constructor of a named tuple costs twice as much.
             found.append(tuple.__new__(Pool, (kind, ready, variants)))

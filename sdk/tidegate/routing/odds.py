@@ -149,13 +149,15 @@ class SampledJoint:
         if tpot is not None:
             ratio = tpot / of_tpot
             if ratio >= last_tpot:
-                reach = max(reach, last_tpot / ratio)
+                if last_tpot > reach * ratio:
+                    reach = last_tpot / ratio
             else:
                 keeping &= self._parts[1].keeping(ratio)
         if total is not None:
             ratio = total / of_total
             if ratio >= last_total:
-                reach = max(reach, last_total / ratio)
+                if last_total > reach * ratio:
+                    reach = last_total / ratio
             else:
                 keeping &= self._parts[2].keeping(ratio)
         if keeping == self._all:
