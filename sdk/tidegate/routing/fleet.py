@@ -7,7 +7,7 @@ after `lost_after_s`. Readiness is the node's word. Progress is the engine's: wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -151,8 +151,9 @@ class Fleet:
             return
         node.load = load
         acked = load.last_work_seq
-        node.taken.update((key, sent) for key, sent in node.sent.items() if sent.work_seq <= acked)
-        node.sent = {key: sent for key, sent in node.sent.items() if sent.work_seq > acked}
+        if node.sent:
+            node.taken.update((key, sent) for key, sent in node.sent.items() if sent.work_seq <= acked)
+            node.sent = {key: sent for key, sent in node.sent.items() if sent.work_seq > acked}
         self._changed(node_id)
 
     def rtt(self, node_id: str, sample_ms: float) -> None:
@@ -311,18 +312,13 @@ class Fleet:
 
     def _state(self, node: _Node) -> NodeState:
         if node.state is None:
-            sent = node.sent.values()
             node.state = NodeState(
                 announcement=node.announcement,
                 binding=node.binding,
                 load=node.load,
                 health=self._health(node),
                 rtt_ms=node.rtt_ms,
-                in_flight=InFlight(
-                    requests=len(sent),
-                    prefill_tokens=sum(s.prefill_tokens for s in sent),
-                    decode_tokens=sum(s.decode_tokens for s in sent),
-                ),
+                in_flight=_in_flight(node.sent.values()) if node.sent else _NOTHING,
                 prefix_blocks=node.prefix.view(),
             )
         return node.state
@@ -337,3 +333,14 @@ class Fleet:
             return Health.NOT_READY
         stalled = node.load.running > 0 and node.load.progress_age_ms > self._stalled_after_s * 1000
         return Health.STALLED if stalled or now < node.stalled_until_s else Health.READY
+
+
+def _in_flight(sent: Collection[_Sent]) -> InFlight:
+    return InFlight(
+        requests=len(sent),
+        prefill_tokens=sum(s.prefill_tokens for s in sent),
+        decode_tokens=sum(s.decode_tokens for s in sent),
+    )
+
+
+_NOTHING = InFlight()
