@@ -76,7 +76,10 @@ WEATHER: Any = {
 }
 PERSON: Any = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 1}},
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Z][a-z]{1,9}$"},
+        "age": {"type": "integer", "minimum": 1},
+    },
     "required": ["name", "age"],
 }
 
@@ -90,6 +93,11 @@ async def test_openai_sdk_gets_structured_answers_tools_and_probabilities(fleet:
             answer = await sdk.chat.completions.create(**common, response_format=schema)
             person = json.loads(answer.choices[0].message.content or "")
             assert person["age"] >= 1
+            assert person["name"].istitle()
+            surprised = await sdk.chat.completions.create(
+                **common | {"temperature": 1}, extra_body={"mirostat": 2, "mirostat_tau": 3.0}
+            )
+            assert surprised.choices[0].message.content
             call = await sdk.chat.completions.create(**common, tools=[WEATHER], tool_choice="required")
             (made,) = call.choices[0].message.tool_calls or ()
             assert call.choices[0].finish_reason == "tool_calls"

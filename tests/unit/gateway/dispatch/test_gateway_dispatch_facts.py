@@ -67,6 +67,16 @@ async def test_a_key_sets_the_floor_and_a_request_may_only_raise_it() -> None:
         assert rig.tried == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "floor", "told"),
+    [("", "", "public"), ("internal", "", "internal"), ("", "internal", "internal")],
+)
+async def test_a_node_is_told_the_class_that_holds(asked: str, floor: str, told: str) -> None:
+    rig = Rig(n1=[answer()])
+    await rig.run(ask(data_class=asked), Client(class_floor=floor))
+    assert [work.data_class for _, work in rig.nodes.works] == [told]
+
+
 async def test_a_session_keeps_its_strictest_class_even_when_that_turn_failed() -> None:
     rig = Rig(n3=[answer(1), answer(1)])
     await rig.run(ask("a", session_id="chat"))

@@ -338,6 +338,7 @@ async def test_a_node_that_does_not_embed_says_so() -> None:
         {"format": OutputFormat(grammar="root ::= [a]")},
         {"top_logprobs": 0},
         {"sampling": Sampling(logit_bias=((1, 1.0),))},
+        {"sampling": Sampling(mirostat=2)},
     ],
 )
 async def test_what_an_engine_cannot_do_is_refused_and_not_left_out(changes: dict[str, Any]) -> None:

@@ -91,6 +91,7 @@ works = st.builds(
     detach_grace_ms=times,
     work_seq=counts,
     adapter=texts,
+    data_class=texts,
 )
 variants = st.builds(
     Variant,
