@@ -127,7 +127,8 @@ def parted(expected: Sequence[int], tokens: Sequence[int]) -> int | None:
 async def forced_gaps(watched: Watched, seen: Cancels) -> list[float]:
     """Teacher-forced: each differing stream's tokens are given to the idle engine, its next one is judged.
 
-    At the place where it parts from the undisturbed run, and at some later ones.
+    At the place where it parts from the undisturbed run, and at some later ones. What is given counts as part
+    of the answer's length.
     """
     gaps = []
     for text, tokens, parts_at in seen.differing:
@@ -136,9 +137,11 @@ async def forced_gaps(watched: Watched, seen: Cancels) -> list[float]:
             odds: Sequence[TokenLogprob] = ()
             # Where ending would be likeliest, nothing is drawn but under a grammar that asks for more.
             for format in (PLAIN, MORE):
-                key = watched.submit(text, 1, after=tokens[:at], top_logprobs=TOP, format=format)
+                key = watched.submit(text, at + 1, after=tokens[:at], top_logprobs=TOP, format=format)
                 await all_ended(watched, [key])
-                odds = odds or watched.logprobs(key)
+                odds = watched.logprobs(key)
+                if odds:
+                    break
             gaps.append(below_best(odds[0], tokens[at]) if odds else float("inf"))
     return gaps
 

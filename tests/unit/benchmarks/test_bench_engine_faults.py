@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,11 @@ from benchmarks.bench_engine_faults import kept
 from benchmarks.common import CannotMeasure, row
 from benchmarks.engine.watched import Watched
 from benchmarks.engine_faults.blows import Blows, rows_of
-from benchmarks.engine_faults.cancels import Plan, below_best, measure_cancels, parted
+from benchmarks.engine_faults.cancels import Plan, below_best, forced_gaps, measure_cancels, parted
 from benchmarks.engine_faults.daemon import Told
 from benchmarks.engine_faults.pieces import Cancels, Pieces
 from serving.engines.oracle import OracleEngine, OracleSettings
-from tidegate.routing.domain import AttemptKey, SequenceOutput, TokenLogprob
+from tidegate.routing.domain import AttemptKey, Finish, FinishReason, SequenceOutput, TokenLogprob
 
 
 def test_where_two_answers_part() -> None:
@@ -99,3 +100,27 @@ def test_cancels_go_on_where_an_earlier_piece_ended(tmp_path: Path) -> None:
     assert rows[0].name.startswith("oracle: 4 cancels")
     assert rows[0].value == 1
     assert not kept_in.exists()
+
+
+class Judge(Watched):
+    """Answers at once, with the odds of the token after `after` where the length leaves room for one."""
+
+    def __init__(self) -> None:
+        super().__init__(OracleEngine(OracleSettings()))
+        self.asked: list[tuple[int, ...]] = []
+
+    def submit(self, text: str, tokens: int, **options: Any) -> AttemptKey:
+        key = AttemptKey(f"j{len(self.asked)}", 1)
+        self.asked.append(options["after"])
+        top = (TokenLogprob(7, b"", -0.5), TokenLogprob(9, b"", -0.6))
+        odds = (TokenLogprob(7, b"", -0.5, top),) if tokens == len(options["after"]) + 1 else ()
+        self.outputs[key] = [SequenceOutput(key, 0, logprobs=odds, finish=Finish(FinishReason.LENGTH))]
+        return key
+
+
+def test_streams_that_part_are_judged_token_by_token() -> None:
+    judge, seen = Judge(), Cancels()
+    seen.differing.append(("Hi", (1, 2, 9, 7, 5), 2))
+    gaps = asyncio.run(forced_gaps(judge, seen))
+    assert judge.asked == [(1, 2), (1, 2, 9), (1, 2, 9, 7)]
+    assert gaps == [pytest.approx(0.1), 0.0, float("inf")]
