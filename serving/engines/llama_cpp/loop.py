@@ -22,7 +22,7 @@ from serving.engines.llama_cpp.interrupting import StepInterrupter
 from serving.engines.llama_cpp.logprobs import token_logprob
 from serving.engines.llama_cpp.meter import SpeedMeter
 from serving.engines.llama_cpp.native import Context, Model
-from serving.engines.llama_cpp.pinned import PinnedPrompt, PinWarmer
+from serving.engines.llama_cpp.pinned import IDLE_CHUNK, PinnedPrompt, PinWarmer
 from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
 from serving.engines.llama_cpp.prefix import PrefixCache
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
@@ -100,7 +100,7 @@ class DecodeLoop:
 
     def pin(self, prompts: Sequence[PinnedPrompt]) -> PinWarmer:
         """What computes these prompts, also while the loop is idle. Before run()."""
-        chunk = self._config.prefill_chunk
+        chunk = min(self._config.prefill_chunk, self._config.n_batch)
         self._warmer = PinWarmer(self._context, self.cache, self._adapters.apply, prompts, chunk)
         return self._warmer
 
@@ -150,7 +150,7 @@ class DecodeLoop:
 
     def _warm(self) -> bool:
         """A chunk of what is to be pinned, while nothing else is to do."""
-        if self._warmer is None or not self._warmer.warm():
+        if self._warmer is None or not self._warmer.warm(IDLE_CHUNK):
             return False
         if self._warmer.done:
             self._report([], [], self._load())

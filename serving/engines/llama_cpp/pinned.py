@@ -18,6 +18,9 @@ from serving.engines.llama_cpp.sequence import namespace_of
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
 from tidegate.routing.domain import Message, Role
 
+MAX_CHUNK = 65_536
+# What work that comes to an idle engine may find in its way.
+IDLE_CHUNK = 64
 # Two questions that no template and no tokenizer confuses.
 _QUESTIONS = ("Why?", "2 + 2")
 
@@ -32,7 +35,7 @@ class PinnedPrompt:
 
 
 class PinWarmer:
-    """Computes one chunk at a time, so that work that comes meanwhile waits for one chunk at most.
+    """Computes one chunk at a time: work that comes meanwhile waits for no more than that.
 
     `apply_adapter` makes a LoRA adapter hold for the next steps.
     """
@@ -56,8 +59,8 @@ class PinWarmer:
     def done(self) -> bool:
         return not self._left
 
-    def warm(self) -> bool:
-        """Computes the next chunk, in an idle slot; False when there is none."""
+    def warm(self, most: int = MAX_CHUNK) -> bool:
+        """Computes the next chunk, of `most` tokens at most, in an idle slot; False when there is none."""
         if not self._left or not self._cache.idle:
             return False
         prompt, tokens = self._left[0], self._left[0].tokens
@@ -65,7 +68,7 @@ class PinWarmer:
         slot = self._cache.take(tokens, namespaces[0], ()).slot
         try:
             self._apply_adapter(prompt.adapter)
-            part = min(self._chunk_tokens, len(tokens) - slot.filled)
+            part = min(most, self._chunk_tokens, len(tokens) - slot.filled)
             if self._compute(slot.index, slot.filled, tokens[slot.filled : slot.filled + part]):
                 slot.filled += part
         finally:
