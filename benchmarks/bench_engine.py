@@ -117,6 +117,7 @@ class Measurement:
             threads=options.threads,
             seed=options.seed,
             parks=part.parks,
+            flash=part.flash,
         )
         async with pair:
             for number, unit in missing:

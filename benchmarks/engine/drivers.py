@@ -106,14 +106,16 @@ class OurEngine:
 class LlamaServer:
     """llama-server with the same slots, context, threads and batch, over its streaming HTTP API.
 
-    `cache_mib` is what it may keep of prompts outside its slots.
+    `cache_mib` is what it may keep of prompts outside its slots; `flash` "" leaves it the choice.
     """
 
     name = "llama-server"
 
-    def __init__(self, program: Path, settings: LlamaCppSettings, log: Path, *, cache_mib: int = 0) -> None:
+    def __init__(
+        self, program: Path, settings: LlamaCppSettings, log: Path, *, cache_mib: int = 0, flash: str = ""
+    ) -> None:
         self._program, self._settings, self._log = program, settings, log
-        self._cache_mib = cache_mib
+        self._cache_mib, self._flash = cache_mib, flash
         self._port = free_ports().http
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -123,6 +125,7 @@ class LlamaServer:
         command += ["--port", str(self._port), "-np", str(s.slots), "-c", str(s.slots * s.context_tokens)]
         command += ["-t", str(s.threads), "-tb", str(s.threads), "-b", "2048", "-ub", "512"]
         command += ["--cache-ram", str(self._cache_mib), "--no-webui", "--no-warmup"]
+        command += ["--flash-attn", self._flash] if self._flash else []
         self._process = self._spawn(command)
         give_up_s = time.monotonic() + READY_S
         while time.monotonic() < give_up_s and self._process.poll() is None:

@@ -18,7 +18,10 @@ from serving.engines.llama_cpp.variants.plan import Load, Shape, budget_of, mode
 
 
 class Pair:
-    """`parks` gives llama-server as much cache outside its slots as our engine takes for parked prefixes."""
+    """`parks` gives llama-server as much cache outside its slots as our engine takes for parked prefixes.
+
+    `flash` tells it whether to use flash attention; "" leaves it the choice.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Pair:
         threads: int,
         seed: int,
         parks: bool = False,
+        flash: str = "",
     ) -> None:
         self.name, self.path, self.threads = name, path, threads
         self._kept, self._seed, self._running = kept, seed, slots > 0
@@ -39,6 +43,8 @@ class Pair:
             model_path=path,
             model="bench",
             threads=threads,
+            # The same number for both: ours would take fewer because of what the other one has just used.
+            adapt_threads=False,
             slots=max(slots, 1),
             context_tokens=max(context_tokens, 256),
             queue_limit=slots,
@@ -46,7 +52,8 @@ class Pair:
         log = Path(tempfile.gettempdir()) / f"tidegate-bench-llama-server-{os.getpid()}.log"
         cache_mib = parked_mib(path, settings) if parks else 0
         self.ours = OurEngine(settings)
-        self.theirs = LlamaServer(programs / "llama-server", settings, log, cache_mib=cache_mib)
+        program = programs / "llama-server"
+        self.theirs = LlamaServer(program, settings, log, cache_mib=cache_mib, flash=flash)
 
     async def __aenter__(self) -> Pair:
         try:

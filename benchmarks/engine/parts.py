@@ -32,7 +32,7 @@ Rounds = Mapping[str, Sequence[Figures]]
 class Part:
     """`units` are measured in turn, each as often as `rounds` makes of the rounds asked for.
 
-    `slots` 0 needs no running engines. `parks` gives llama-server as much cache outside its slots as ours.
+    `slots` 0 needs no running engines; for `parks` and `flash` see Pair.
     """
 
     play: Callable[[Pair, str, int], Awaitable[Figures]]
@@ -43,6 +43,7 @@ class Part:
     rounds: Callable[[int], int] = int
     every_model: bool = False
     parks: bool = False
+    flash: str = ""
 
 
 async def play_share(pair: Pair, _unit: str, _number: int) -> Figures:
@@ -159,6 +160,13 @@ def ttft_rows(name: str, pairs: Pairs) -> list[Row]:
     ]
 
 
+def plain_rows(name: str, rounds: Rounds, _rng: random.Random) -> list[Row]:
+    ((unit, found),) = rounds.items()
+    ratio = statistics.median(one["decode"][0] / one["decode"][1] for one in found)
+    label = f"{name}, {unit} streams: decode, ours by llama-server without flash attention"
+    return [row(label, ratio, "x"), row(f"{label}: pairs", len(found), "")]
+
+
 async def play_hits(pair: Pair, unit: str, _number: int) -> Figures:
     prompts = trace()
     hits = await replay(pair.ours if unit == OurEngine.name else pair.theirs, prompts)
@@ -189,6 +197,15 @@ PARTS = {
     "prefix": Part(play_prefix, prefix_rows, 4, SHARED_TOKENS + 2 * NEW_TOKENS + 64),
     "long": Part(
         play_long, long_rows, RUNNING + 1, LONG_TOKENS + 64, rounds=lambda asked: max(3, asked // 3)
+    ),
+    "plain": Part(
+        play_streams,
+        plain_rows,
+        max(STREAMS),
+        512,
+        units=(str(max(STREAMS)),),
+        rounds=lambda asked: max(3, asked // 3),
+        flash="off",
     ),
     "hits": Part(
         play_hits,

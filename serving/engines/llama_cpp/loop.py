@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from serving.engines.llama_cpp.adapters import Adapters, Turns
 from serving.engines.llama_cpp.batch import fill_batch, refill
-from serving.engines.llama_cpp.constraint import DEAD_END, Constraint, FormatError
+from serving.engines.llama_cpp.constraint import DEAD_END
 from serving.engines.llama_cpp.interrupting import StepInterrupter
 from serving.engines.llama_cpp.logprobs import token_logprob
 from serving.engines.llama_cpp.meter import SpeedMeter
@@ -26,12 +26,10 @@ from serving.engines.llama_cpp.pinned import IDLE_CHUNK, PinnedPrompt, PinWarmer
 from serving.engines.llama_cpp.prefill import Pending, PrefillPlanner
 from serving.engines.llama_cpp.prefix import PrefixCache
 from serving.engines.llama_cpp.protocol import ChildConfig, Emission, LoadState
-from serving.engines.llama_cpp.sampling import SamplerChain, SamplingDefaults
-from serving.engines.llama_cpp.sequence import Prepared, Running, cache_namespace, computed_for, progress
-from serving.engines.llama_cpp.text import TextAssembler
+from serving.engines.llama_cpp.sequence import Prepared, Running, computed_for, progress
+from serving.engines.llama_cpp.starting import Starter, refusal
 from serving.engines.queue import Waiting, WaitQueue
-from tidegate.routing.domain import Cause, Failure, Finish, FinishReason, Usage
-from tidegate.routing.domain.work import PUBLIC
+from tidegate.routing.domain import Cause, Failure
 
 # The parent bounds what is sent here; this limit only keeps the child's memory bounded whatever it sends.
 _QUEUE_LIMIT = 4096
@@ -73,13 +71,13 @@ class DecodeLoop:
         self._adapters, self._turns = Adapters(model, context, config.adapters), Turns()
         self._report = report
         self._clock = clock
-        self._defaults = SamplingDefaults(config.temperature, config.top_k, config.top_p, config.min_p)
         self.cache = PrefixCache(
             config.slots,
             context,
             park_bytes=park_bytes,
             ms_per_token=lambda: 1000.0 / meter.prefill_tokens_per_s,
         )
+        self._starter = Starter(model, config, self.cache)
         self._queue: WaitQueue[Prepared] = WaitQueue(_QUEUE_LIMIT)
         self._active: list[Running] = []
         self._settled: Settled | None = None
@@ -195,8 +193,7 @@ class DecodeLoop:
 
     def _refuse(self, item: Prepared, failure: Failure) -> Emission:
         self._close(item.sid)
-        finish = Finish(failure, Usage(item.prompt_tokens, 0, 0))
-        return Emission(item.sid, item.work.start_index, finish=finish)
+        return refusal(item, failure)
 
     def _expire(self) -> list[Emission]:
         now_ms = self._now_ms()
@@ -218,65 +215,15 @@ class DecodeLoop:
             waiting = self._queue.pop(now_ms)
             if waiting is None:
                 break
-            emission = self._start(waiting, now_ms)
-            if emission is not None:
-                emissions.append(emission)
+            started = self._starter.start(waiting, now_ms)
+            if isinstance(started, Emission):
+                self._close(started.sid)
+                emissions.append(started)
+                continue
+            self._active.append(started)
+            self._active.sort(key=lambda s: s.slot.index)
+            self._settled = None
         return emissions
-
-    def _start(self, waiting: Waiting[Prepared], now_ms: float) -> Emission | None:
-        """Puts a sequence into a slot; the emission if it ends at once."""
-        item, work = waiting.item, waiting.item.work
-        room = self._config.context_tokens - item.prompt_tokens
-        limit_index = min(work.max_tokens, room) if work.max_tokens > 0 else room
-        text = TextAssembler(work.stop)
-        ended = work.start_index >= limit_index
-        for token in work.replay_token_ids:
-            stopped = text.push(self._model.piece(token))[1]
-            if stopped or self._model.is_end(token):
-                ended = True
-                break
-        if ended:
-            reason = FinishReason.LENGTH if work.start_index >= limit_index else FinishReason.STOP
-            self._close(item.sid)
-            usage = Usage(item.prompt_tokens, work.start_index, 0)
-            return Emission(item.sid, work.start_index, finish=Finish(reason, usage))
-        try:
-            sampler = self._sampler(item)
-        except FormatError as error:
-            return self._refuse(item, Failure(Cause.INVALID_INPUT, str(error)))
-        running = Running(
-            sid=item.sid,
-            work=work,
-            prompt=item.prompt,
-            prompt_tokens=item.prompt_tokens,
-            names=item.names,
-            lease=self.cache.take(
-                item.prompt, cache_namespace(work), item.names, public=work.data_class == PUBLIC
-            ),
-            sampler=sampler,
-            text=text,
-            limit_index=limit_index,
-            arrived_ms=item.arrived_ms,
-            admitted_ms=now_ms,
-            index=work.start_index,
-            deadline_ms=waiting.hard_deadline_ms,
-            first_token_due_ms=waiting.ttft_deadline_ms,
-        )
-        self._active.append(running)
-        self._active.sort(key=lambda s: s.slot.index)
-        self._settled = None
-        return None
-
-    def _sampler(self, item: Prepared) -> SamplerChain:
-        """With the replayed tokens counted. Raises FormatError."""
-        work, prompt = item.work, item.prompt[: item.prompt_tokens]
-        constraint = Constraint(self._model, item.grammar) if item.grammar else None
-        room = self._config.context_tokens
-        sampler = SamplerChain(self._model, work.sampling, self._defaults, prompt, room, constraint)
-        if not all(sampler.replay(token) for token in work.replay_token_ids):
-            sampler.close()
-            raise FormatError("the tokens to replay do not fit the format")
-        return sampler
 
     def _leave(self, running: Running) -> None:
         self._active.remove(running)
