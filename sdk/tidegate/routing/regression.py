@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from operator import mul
 
-from tidegate.routing.sweeps import ADDS, SWEEPS, add_any, sweep_any
+from tidegate.routing.sweeps import ADDS, SCALES, SWEEPS, add_any, scale_any, sweep_any
 
 KEEP = 0.98
 # Evidence left after an observation that confirms a change.
@@ -44,6 +44,7 @@ class Regression:
 
     __slots__ = (
         "_add",
+        "_scale",
         "_sweep",
         "b",
         "drift",
@@ -69,6 +70,7 @@ class Regression:
         self.spread = _START_SPREAD
         self._add = ADDS.get(size, add_any)
         self._sweep = SWEEPS.get(size, sweep_any)
+        self._scale = SCALES.get(size, scale_any)
 
     @property
     def is_young(self) -> bool:
@@ -113,11 +115,7 @@ class Regression:
         """Expectations became so many times longer: what an observation weighs is relative to them, those of
         before included, or the evidence of fast times would never be outweighed by that of slow ones."""
         if abs(times - 1.0) > _SAME_SCALE:
-            self._keep(1.0 / (times * times))
-
-    def _keep(self, share: float) -> None:
-        self.b[:] = [share * value for value in self.b]
-        self.s[:] = [[share * value for value in row] for row in self.s]
+            self._scale(self.s, self.b, 1.0 / (times * times))
 
     def solve(self, sweeps: int = 1) -> None:
         """Moves the thetas towards the solution, one after the other; repeated calls converge."""
@@ -127,7 +125,7 @@ class Regression:
     def fade(self, keep: float) -> None:
         """Lets go of a share of what was learned, towards the prior."""
         self.weight *= keep
-        self._keep(keep)
+        self._scale(self.s, self.b, keep)
         self.drift *= keep
         self.solve(4)
 

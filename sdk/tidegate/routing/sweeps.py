@@ -1,7 +1,7 @@
 """The inner arithmetic of a regression, written out for the three sizes there are.
 
 Two or three of these run per answer and regression. As loops over short lists they took most of the time of
-learning; written out they take a third of it. All sizes compute what the loops `add_any` and `sweep_any` say,
+learning; written out they take a third of it. All sizes compute what the loops (`add_any` and so on) say,
 operation by operation, so that results do not depend on which one ran.
 
 `s` is the matrix of the evidence and `b` its right side, `theta` is moved in place towards the solution of
@@ -21,6 +21,7 @@ LEAST_PRIOR = 0.3
 Matrix = list[list[float]]
 Sweep = Callable[[Matrix, Sequence[float], list[float], Sequence[float], float], None]
 Add = Callable[[Matrix, list[float], Sequence[float], float, float, float], None]
+Scale = Callable[[Matrix, list[float], float], None]
 
 
 def add_any(
@@ -56,6 +57,12 @@ def _one(precision: float, prior: float, theta: float, b: float, own: float, tot
     return 0.0 if value < 0.0 else value if value < MAX_THETA else MAX_THETA
 
 
+def scale_any(s: Matrix, b: list[float], by: float) -> None:
+    """All evidence weighs so many times as much."""
+    b[:] = [by * value for value in b]
+    s[:] = [[by * value for value in row] for row in s]
+
+
 def add_1(
     s: Matrix, b: list[float], parts: Sequence[float], actual: float, weight: float, keep: float
 ) -> None:
@@ -64,6 +71,11 @@ def add_1(
     b[0] = keep * b[0] + scaled * actual
     row = s[0]
     row[0] = keep * row[0] + scaled * p
+
+
+def scale_1(s: Matrix, b: list[float], by: float) -> None:
+    b[0] *= by
+    s[0][0] *= by
 
 
 def sweep_1(
@@ -83,6 +95,13 @@ def add_2(
     (pp, pq), (qp, qq) = s
     s[0] = [keep * pp + wp * p, keep * pq + wp * q]
     s[1] = [keep * qp + wq * p, keep * qq + wq * q]
+
+
+def scale_2(s: Matrix, b: list[float], by: float) -> None:
+    b[0] *= by
+    b[1] *= by
+    (pp, pq), (qp, qq) = s
+    s[0], s[1] = [by * pp, by * pq], [by * qp, by * qq]
 
 
 def sweep_2(
@@ -105,6 +124,13 @@ def add_4(
         s[i] = [keep * x + w * p, keep * y + w * q, keep * z + w * r, keep * v + w * o]
 
 
+def scale_4(s: Matrix, b: list[float], by: float) -> None:
+    t, u, v, w = b
+    b[:] = (by * t, by * u, by * v, by * w)
+    for i, (x, y, z, q) in enumerate(s):
+        s[i] = [by * x, by * y, by * z, by * q]
+
+
 def sweep_4(
     s: Matrix, b: Sequence[float], theta: list[float], prior: Sequence[float], precision: float
 ) -> None:
@@ -118,3 +144,4 @@ def sweep_4(
 
 SWEEPS: dict[int, Sweep] = {1: sweep_1, 2: sweep_2, 4: sweep_4}
 ADDS: dict[int, Add] = {1: add_1, 2: add_2, 4: add_4}
+SCALES: dict[int, Scale] = {1: scale_1, 2: scale_2, 4: scale_4}

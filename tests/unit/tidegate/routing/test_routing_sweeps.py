@@ -8,14 +8,14 @@ from random import Random
 import pytest
 
 from tidegate.routing.regression import Regression
-from tidegate.routing.sweeps import ADDS, SWEEPS, add_any, sweep_any
+from tidegate.routing.sweeps import ADDS, SWEEPS, add_any, scale_any, sweep_any
 
 
 @pytest.mark.parametrize("size", sorted(SWEEPS))
 def test_a_size_written_out_learns_as_the_loops_do(size: int) -> None:
     rng = Random(size)
     written, looped = (Regression([1.0] * size, 0.08) for _ in range(2))
-    looped._add, looped._sweep = add_any, sweep_any
+    looped._add, looped._sweep, looped._scale = add_any, sweep_any, scale_any
     assert written._add is ADDS[size]
     for step in range(300):
         parts = [rng.uniform(1.0, 300.0) if rng.random() < 0.7 else 0.0 for _ in range(size)]
