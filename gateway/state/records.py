@@ -144,6 +144,7 @@ def encode_node(record: NodeRecord) -> str:
             "queued": load.queued,
             "draining": load.draining,
             "wake_ms": load.wake_ms,
+            "trouble": load.trouble,
             "power": None if load.power is None else astuple(load.power),
         },
         separators=(",", ":"),
@@ -181,6 +182,7 @@ def decode_node(text: str) -> NodeRecord:
             running=_count(data["running"]),
             queued=_count(data["queued"]),
             draining=data["draining"] is True,
+            trouble=_text(data.get("trouble", "")),
             # A replica of the former version does not write these two.
             wake_ms=_number(data.get("wake_ms", 0.0)),
             power=None if data.get("power") is None else _power(data["power"]),

@@ -53,6 +53,7 @@ states = st.builds(
         running=st.integers(0, 99),
         queued=st.integers(0, 99),
         draining=st.booleans(),
+        trouble=st.sampled_from(["", "quarantine: it ended"]),
         wake_ms=numbers,
         power=st.none()
         | st.builds(Power, st.booleans(), *[st.none() | numbers for _ in range(3)], st.booleans()),
