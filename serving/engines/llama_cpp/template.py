@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -89,7 +89,7 @@ class ChatTemplate:
         if prompt is not None:
             return self._tokenizer.tokenize(prompt, add_special=not self._begins(prompt), parse_special=True)
         if not self._is_guarded(messages):
-            prompt = self._render(messages)
+            prompt = self._render(_turns(messages))
             return self._tokenizer.tokenize(prompt, add_special=not self._begins(prompt), parse_special=True)
         return self._tokenize_guarded(messages)
 
@@ -102,13 +102,16 @@ class ChatTemplate:
 
         Texts with control tokens in them are not: here nothing is hidden from the template.
         """
-        if not self._takes_tools or (self._special is not None and self._is_guarded(messages)):
-            return None
-        plain, functions = take_out(messages)
+        plain, functions = take_out(messages) if self._takes_tools else ((), [])
         if not functions:
             return None
+        turns = [_with_calls(turn) for turn in _turns(plain)]
+        # Not the messages' own text is looked at: JSON may write a control token in another way.
+        if self._special is not None and any(map(self._special.search, _texts([turns, functions]))):
+            return None
+        tools = [{"type": "function", "function": function} for function in functions]
         try:
-            return self._render(plain, functions)
+            return self._render(turns, tools=tools)
         except PromptError:
             # A template for another shape of functions: the plain text will do.
             return None
@@ -131,7 +134,7 @@ class ChatTemplate:
             return marker
 
         hidden = [Message(m.role, hide(m.content), hide(m.name)) for m in messages]
-        pieces = re.split(f"({secret}x[0-9]{{6}}x)", self._render(hidden))
+        pieces = re.split(f"({secret}x[0-9]{{6}}x)", self._render(_turns(hidden)))
         parts: list[_Tokens] = []
         for number, piece in enumerate(pieces):
             content = originals.get(piece)
@@ -146,15 +149,7 @@ class ChatTemplate:
         """Whether the template has written the begin-of-sequence token itself."""
         return not self._tokenizer.adds_bos or (bool(self._bos) and prompt.startswith(self._bos))
 
-    def _render(self, messages: Sequence[Message], functions: Sequence[dict[str, Any]] = ()) -> str:
-        turns: list[dict[str, Any]] = [
-            {"role": m.role.value, "content": m.content} | ({"name": m.name} if m.name else {})
-            for m in messages
-        ]
-        extra: dict[str, Any] = {}
-        if functions:
-            turns = [_with_calls(turn) for turn in turns]
-            extra["tools"] = [{"type": "function", "function": function} for function in functions]
+    def _render(self, turns: Sequence[dict[str, Any]], **extra: Any) -> str:
         try:
             return self._template.render(
                 messages=turns, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos, **extra
@@ -175,6 +170,23 @@ class ChatTemplate:
             raise PromptError(f"the model's chat template cannot render the messages ({kind})") from None
 
 
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [
+        {"role": m.role.value, "content": m.content} | ({"name": m.name} if m.name else {}) for m in messages
+    ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in it, names of members among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
 def _with_calls(turn: dict[str, Any]) -> dict[str, Any]:
     """An assistant's turn that consists of calls, in the form that templates know."""
     if turn["role"] != "assistant":
@@ -182,6 +194,8 @@ def _with_calls(turn: dict[str, Any]) -> dict[str, Any]:
     try:
         calls = calls_in(turn["content"])
     except (ValueError, RecursionError):
+        return turn
+    if not calls:
         return turn
     functions = ({"name": name, "arguments": arguments} for name, arguments in calls)
     return turn | {"content": "", "tool_calls": [{"type": "function", "function": f} for f in functions]}
