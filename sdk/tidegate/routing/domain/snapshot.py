@@ -132,17 +132,22 @@ class Snapshot:
         groups, rows = self.groups, dict[int, dict[int, NodeState]]()
         same_blocks = True
         for node in changed:
-            number, index = self._places[node.node_id]
-            old = _at(groups, (number, index))
-            same_blocks = same_blocks and old.prefix_blocks is node.prefix_blocks
-            if index < 0 or not is_up(node) or not is_kind(node, groups[number].kind):
+            number, index = self._places[node.announcement.node_id]
+            group = groups[number]
+            if index < 0 or not is_up(node) or not is_kind(node, group.kind):
                 return self._made_anew(changed)
-            rows.setdefault(number, {})[index] = node
+            same_blocks = same_blocks and group.ready[index].prefix_blocks is node.prefix_blocks
+            if number in rows:
+                rows[number][index] = node
+            else:
+                rows[number] = {index: node}
         fresh = Snapshot(holders=self._given)
         fresh._nodes, fresh._places = None, self._places
-        fresh._groups = tuple(
-            Group(g.kind, g.ready.changed(rows[i]), g.down) if i in rows else g for i, g in enumerate(groups)
-        )
+        fresh_groups = list(groups)
+        for number, row in rows.items():
+            kind, ready, down = groups[number]
+            fresh_groups[number] = Group(kind, ready.changed(row), down)
+        fresh._groups = tuple(fresh_groups)
         if same_blocks:
             fresh._made = self._made
         return fresh
