@@ -29,7 +29,7 @@ from serving.engines.llama_cpp.settings import LlamaCppSettings
 from tidegate_cli.stack.process import ChildFailed
 
 SLOTS, CONTEXT_TOKENS = 4, 2048
-PROMPT_TOKENS, ANSWER_TOKENS = 512, 32
+PROMPT_TOKENS, ANSWER_TOKENS = 128, 32
 BAR = 1.15
 SETTLE_S = 3.0
 NAME = "bench"
