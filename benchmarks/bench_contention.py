@@ -191,6 +191,8 @@ def rows_of(name: str, taken: dict[str, Taken]) -> list[Row]:
     rows = []
     for state, bar in BARS.items():
         figures = taken[state]
+        if not figures.rounds and bar is None:
+            continue
         if not figures.rounds:
             raise CannotMeasure(f"{name}: in no round was the machine free of other work")
         label = f"{name}, {state}"
