@@ -62,11 +62,14 @@ class CpuWatch:
         return self.view
 
     def look(self) -> CpuView:
-        """Between steps, when nothing is computed; with what was seen just now where that is fresh."""
+        """Between steps, when nothing is computed; others who have just ended do not count any more."""
         now_s = self._clock()
         if now_s - self._last.at_s >= _LEAST_LOOK_S:
             self._asked_s = 0.0
             self._look(now_s)
+        foreign, running = self.view.foreign_cores, others_running(self._root)
+        if foreign is not None and running is not None and running < foreign:
+            return replace(self.view, foreign_cores=float(running))
         return self.view
 
     def _look(self, now_s: float) -> None:
@@ -104,6 +107,15 @@ def busy_s(root: Path, cores: Set[int]) -> float | None:
             total += user + nice + system + irq + softirq + steal
             found = True
     return total / _TICKS_PER_S if found else None
+
+
+def others_running(root: Path) -> int | None:
+    """Threads of the whole machine that want a core now, without the one that asks; None: unknown."""
+    for line in _lines(root / "proc/stat"):
+        name, _, count = line.partition(" ")
+        if name == "procs_running" and count.isdigit():
+            return max(0, int(count) - 1)
+    return None
 
 
 def quota(root: Path) -> float:

@@ -62,6 +62,20 @@ def test_who_shares_all_cores_with_spinning_threads_wants_more_than_it_gets() ->
     assert CpuView(8, 2.5, 3.0, 1.0).free_cores(1) == 2.5, "a quota is never exceeded"
 
 
+def test_work_that_has_just_ended_does_not_count(tmp_path: Path) -> None:
+    clock = Clock()
+    stat(tmp_path, 0, 0)
+    watch = CpuWatch(tmp_path, clock=clock, own_cpu_s=clock.own, allowed=CORES)
+    clock.now_s = 1.0
+    stat(tmp_path, 100, 60)
+    assert watch.look().foreign_cores == pytest.approx(1.6)
+    with (tmp_path / "proc/stat").open("a") as file:
+        file.write("\nprocs_running 1\n")
+    assert watch.look().foreign_cores == 0.0
+    (tmp_path / "proc/stat").write_text("procs_running 4\n")
+    assert watch.look().foreign_cores == pytest.approx(1.6)
+
+
 def test_only_the_cores_that_may_be_used_count(tmp_path: Path) -> None:
     stat(tmp_path, 100, 300, 700)
     assert busy_s(tmp_path, {0, 2}) == 8.0
