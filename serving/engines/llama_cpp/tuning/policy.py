@@ -32,8 +32,9 @@ _SLOW = 1.3
 _FULL = 0.95
 # A core that is taken for less than this part counts as free.
 _TAKEN = 0.4
-# Where others seem to hold all cores, more threads are tried in spite of it as rarely as this.
-_DOUBT_S = 300.0
+# Where others seem to hold all cores, more threads are tried in spite of it as rarely as this; sooner where
+# no trial has shown that fewer are faster.
+_DOUBT_S, _UNPROVEN_DOUBT_S = 300.0, 20.0
 # With both threads on one core a single step can take seconds: one that is so slow is evidence enough.
 _VERY_SLOW, _LONG_S = 3.0, 0.25
 # After so long without a step, what was before says nothing.
@@ -117,6 +118,7 @@ class ThreadPolicy:
         self._settling = _SETTLE_STEPS
         self._trial: _Trial | None = None
         self._down, self._up = _Pause(), _Pause()
+        self._doubt_s = _DOUBT_S
         self._last_s = -math.inf
 
     @property
@@ -156,7 +158,7 @@ class ThreadPolicy:
         elif target != self.threads and not self._is_refuted(target, now_s, cpu):
             self.reason = "cores were free" if target > self.threads else _words(cpu)
             self._change(target)
-            self._up.until_s = min(self._up.until_s, now_s + max(self._up.length_s, _PAUSE_MIN_S))
+            self._up.until_s, self._doubt_s = now_s, _UNPROVEN_DOUBT_S
         return self.threads
 
     def _is_refuted(self, target: int, now_s: float, cpu: CpuView) -> bool:
@@ -184,7 +186,7 @@ class ThreadPolicy:
             has_room = target is not None and target > self.threads
             news = has_room and foreign < self._up.foreign_cores - _NEWS_CORES
             # Where nothing is seen, and against what is seen wrongly, more threads are tried now and then.
-            doubt_s = 0.0 if target is None or has_room else _DOUBT_S
+            doubt_s = 0.0 if target is None or has_room else self._doubt_s
             if news or now_s >= self._up.until_s + doubt_s:
                 more = target if has_room and target is not None else self.threads + self._stride()
                 self._try(min(more, self._most), "more cores seem free", now_s, cpu)
@@ -236,7 +238,7 @@ class ThreadPolicy:
     def _decide(self, trial: _Trial, now_s: float, cpu: CpuView) -> None:
         before, during = _comparable(trial.before, list(self._recent))
         gained = self._cost(during) < _GAIN * self._cost(before)
-        went_up, self._trial = self.threads > trial.former, None
+        went_up, self._trial, self._doubt_s = self.threads > trial.former, None, _DOUBT_S
         pause = self._up if went_up else self._down
         if not gained:
             pause.longer(now_s, trial.foreign_cores)

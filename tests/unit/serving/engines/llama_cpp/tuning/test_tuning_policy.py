@@ -148,8 +148,17 @@ def test_work_begins_with_the_threads_that_fit() -> None:
     assert run.policy.begin(10.0, CpuView(2, foreign_cores=1.0)) == 1
     assert "1.0 cores" in run.policy.reason
     run.device.now_s = 10.0
-    assert run.run(10.0) > 0.95
+    assert run.run(15.0) > 0.99
+    assert set(run.threads) == {1}, "what others use is believed for a while"
     assert run.policy.begin(30.0, CpuView(2, foreign_cores=0.1)) == 2
+
+
+def test_a_beginning_with_too_few_threads_is_found_out() -> None:
+    run = Run(Device(taken=1.0, yields=True))
+    assert run.policy.begin(10.0, CpuView(2, foreign_cores=1.0)) == 1
+    run.device.now_s = 10.0
+    run.run(25.0)
+    assert run.policy.settled == 2
 
 
 def test_work_does_not_begin_with_what_a_trial_has_refuted() -> None:
