@@ -92,12 +92,12 @@ class BlockTree(Generic[B]):
         make: Callable[[int, int], B],
         cost_ms_per_block: float,
         *,
-        public: bool = False,
+        public_tokens: int = 0,
     ) -> int:
         """Keeps the whole blocks of `tokens`; how many leading tokens are parked now.
 
         `make` gives the block of the tokens from one position up to another and is asked only for those that
-        are missing. `public` says that the tokens are public data.
+        are missing. The first `public_tokens` are public data.
         """
         root = self._roots.setdefault(namespace, Node(namespace.encode(), None, None))
         node = root
@@ -114,7 +114,7 @@ class BlockTree(Generic[B]):
                 child = node.children[key] = Node(key, node, block, block.nbytes)
                 self.used_bytes += block.nbytes
                 self._count += 1
-            child.public = child.public or public
+            child.public = child.public or end <= public_tokens
             self._revalue(child, cost_ms_per_block)
             path.add(id(child))
             self._name(child, [name for name, position in names if start < position <= end])

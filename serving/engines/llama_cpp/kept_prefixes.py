@@ -186,6 +186,13 @@ def _park(tree: BlockTree[KvBlock], index: list[Any], blocks: list[KvBlock], cos
         if tree.used_bytes + block.nbytes > tree.budget_bytes:
             break
         named = [(bytes.fromhex(name), len(tokens)) for name in names]
-        made = tree.park(before[0], tokens, named, partial(_same, block), cost_ms_per_block, public=True)
+        made = tree.park(
+            before[0],
+            tokens,
+            named,
+            partial(_same, block),
+            cost_ms_per_block,
+            public_tokens=len(tokens),
+        )
         parked += made == len(tokens)
     return parked

@@ -27,6 +27,7 @@ from serving.engines.llama_cpp.kv_state import (
 BLOCK_TOKENS = 16
 # Copying from elsewhere, or waiting for another sequence's prefill, is not worth it for less.
 _MIN_GAIN_TOKENS = 32
+_ALL = 2**62
 
 _NONE: Tokens = np.zeros(0, np.int32)
 
@@ -49,6 +50,7 @@ class Slot:
 
     While it is busy, `tokens` is the whole prompt it is being filled with. `names` are those of the blocks
     that it holds completely. A busy slot is `waiting` while another one computes what it needs, too.
+    Its first `public_tokens` are public data.
     """
 
     index: int
@@ -59,7 +61,7 @@ class Slot:
     busy: bool = False
     waiting: bool = False
     last_used: int = 0
-    public: bool = False
+    public_tokens: int = 0
 
     def holds(self, wanted: Tokens, tenant: str) -> int:
         """How many leading tokens of the tenant's `wanted` lie in it."""
@@ -123,7 +125,9 @@ class PrefixCache:
         if not self._memory.truncate(slot.index, cached):
             cached = 0
         self._uses += 1
-        slot.busy, slot.tenant, slot.last_used, slot.public = True, tenant, self._uses, public
+        slot.busy, slot.tenant, slot.last_used = True, tenant, self._uses
+        # What public work has begun stays public when other work goes on with it.
+        slot.public_tokens = _ALL if public else 0 if better else min(slot.public_tokens, cached)
         slot.tokens, slot.filled = prompt, cached
         self._name(slot, names, cached)
         return self._lease(slot)
@@ -264,7 +268,12 @@ class PrefixCache:
         cost_ms = self._ms_per_token() * BLOCK_TOKENS
         try:
             self.tree.park(
-                slot.tenant, slot.tokens[:length], slot.names, source.cut, cost_ms, public=slot.public
+                slot.tenant,
+                slot.tokens[:length],
+                slot.names,
+                source.cut,
+                cost_ms,
+                public_tokens=slot.public_tokens,
             )
         except NotCuttable:
             # Its cells lie out of order: the rest is computed again when it is needed.

@@ -30,7 +30,9 @@ def text(seed: int, blocks: int) -> Tokens:
 
 
 def park(tree: BlockTree[KvBlock], tokens: Tokens, space: str = "s", *, public: bool = True) -> None:
-    tree.park(space, tokens, ((NAME, len(tokens)),), lambda a, b: block(tokens[a:b]), 1.0, public=public)
+    upto = len(tokens) if public else 0
+    names = ((NAME, len(tokens)),)
+    tree.park(space, tokens, names, lambda a, b: block(tokens[a:b]), 1.0, public_tokens=upto)
 
 
 def held(tree: BlockTree[KvBlock], tokens: Tokens, space: str = "s") -> Tokens:

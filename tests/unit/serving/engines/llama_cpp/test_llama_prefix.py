@@ -229,3 +229,17 @@ def test_whatever_happens_a_slot_holds_its_own_prompt(parked_tokens: int) -> Non
         if rig.cache.tree is not None:
             assert rig.cache.tree.used_bytes <= parked_tokens * TOKEN_BYTES
     assert reused > 1000
+
+
+def test_what_public_work_began_stays_public_when_other_work_goes_on_with_it() -> None:
+    bench = Rig(1, parked_tokens=1024)
+    shared, secret = text(1, 48), text(2, 32)
+    for prompt, public in ((shared, True), (joined(shared, secret), False), (text(3, 48), False)):
+        lease = bench.cache.take(prompt, "t", (), public=public)
+        bench.compute(lease, len(prompt))
+        bench.end(lease)
+    bench.cache.park_idle()
+    assert bench.cache.tree is not None
+    assert sorted(node.key for node in bench.cache.tree.public()) == sorted(
+        shared[at : at + 16].tobytes() for at in (0, 16, 32)
+    )
