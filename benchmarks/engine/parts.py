@@ -196,7 +196,7 @@ PARTS = {
     "share": Part(play_share, share_rows, 0, 0),
     "prefix": Part(play_prefix, prefix_rows, 4, SHARED_TOKENS + 2 * NEW_TOKENS + 64),
     "long": Part(
-        play_long, long_rows, RUNNING + 1, LONG_TOKENS + 64, rounds=lambda asked: max(3, asked // 3)
+        play_long, long_rows, RUNNING + 1, LONG_TOKENS + 64, rounds=lambda asked: max(1, asked // 3)
     ),
     "plain": Part(
         play_streams,
@@ -204,7 +204,7 @@ PARTS = {
         max(STREAMS),
         512,
         units=(str(max(STREAMS)),),
-        rounds=lambda asked: max(3, asked // 3),
+        rounds=lambda asked: max(1, asked // 3),
         flash="off",
     ),
     "hits": Part(

@@ -7,6 +7,7 @@ ends when the parent closes its end of the socket.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import socket
 import sys
@@ -183,6 +184,9 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     threading.Thread(
         target=read_frames, args=(sock, loop, preparer, embedder, keeper), name="read-frames", daemon=True
     ).start()
+    # What is there now stays: nobody's step waits for it to be looked through again.
+    gc.collect()
+    gc.freeze()
     loop.run()
 
 
