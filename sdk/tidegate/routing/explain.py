@@ -18,6 +18,7 @@ _FILTER_WORDS = {
     "draining": "draining",
     "excluded": "already tried",
     "battery": "sparing the battery",
+    "left": "gone a moment ago",
 }
 _REFUSAL_WORDS = {
     Reason.NO_NODE: "no node has joined this gateway",
@@ -30,6 +31,7 @@ _REFUSAL_WORDS = {
     Reason.ALL_UNHEALTHY: "the nodes that could answer are not healthy",
     Reason.ALL_DRAINING: "the nodes that could answer are draining",
     Reason.ALL_TRIED: "every node that could answer was tried",
+    Reason.ALL_LEFT: "the nodes that could answer have left a moment ago",
     Reason.BUDGET_UNMEETABLE: "no node is expected to meet the budget",
     Reason.QUALITY_UNMEETABLE: "no variant reaches the quality asked for",
     Reason.OVERLOADED: "every node that could answer is busy, and too many requests wait",

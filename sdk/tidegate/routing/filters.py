@@ -42,9 +42,10 @@ class Filter(StrEnum):
     DRAINING = "draining"
     EXCLUDED = "excluded"
     BATTERY = "battery"
+    LEFT = "left"
 
 
-PASSING = (Filter.NOT_LINKED, Filter.HEALTH, Filter.DRAINING, Filter.EXCLUDED)
+PASSING = (Filter.NOT_LINKED, Filter.HEALTH, Filter.DRAINING, Filter.EXCLUDED, Filter.LEFT)
 """Filters whose verdict may change by itself."""
 
 
@@ -75,8 +76,12 @@ class Pool(NamedTuple):
 
 
 def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, int]]:
-    """What passed, kind by kind, and how many nodes each filter removed. Nodes already tried are counted as
-    removed, but still in their pools. Nodes that save their batteries are left out where somebody else is."""
+    """What passed, kind by kind, and how many nodes each filter removed.
+
+    Nodes already tried are counted as removed, but still in their pools. Nodes that save their batteries are
+    left out where somebody else is. Where none passed, those that left a moment ago are counted: they may be
+    back, as after a restart.
+    """
     found: list[Pool] = []
     removed: dict[str, int] = {}
     saving = False
@@ -97,6 +102,10 @@ def pools(snapshot: Snapshot, query: RouteQuery) -> tuple[list[Pool], dict[str, 
             found.append(tuple.__new__(Pool, (kind, ready, variants)))
     if saving:
         found = _unspared(found, query, removed)
+    if not found:
+        left = sum(1 for kind in snapshot.departed if _kind_fails(kind, query, tokens)[0] is None)
+        if left:
+            removed[Filter.LEFT] = left
     if query.excluded:
         tried = [snapshot.get(node_id) for node_id in query.excluded]
         for pool in found:

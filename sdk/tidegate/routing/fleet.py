@@ -2,7 +2,8 @@
 
 Liveness is judged by this replica's own clock: SUSPECT after two missed heartbeats, and the link is given up
 after `lost_after_s`. Readiness is the node's word. Progress is the engine's: work running without a step for
-`stalled_after_s` is STALLED. Work sent counts until the node acknowledges its sequence number.
+`stalled_after_s` is STALLED. Who left is remembered for `departed_for_s`: what only it could answer is then
+refused as something that may pass. Work sent counts until the node acknowledges its sequence number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tidegate.routing.domain import (
     Health,
     Holders,
     InFlight,
+    Kind,
     NodeLoad,
     NodeState,
     Snapshot,
@@ -34,6 +36,7 @@ BYTES_PER_TOKEN = 4
 BLOCK_TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 MAX_REMEMBERED_BOOTS = 10_000
 MAX_STALL_DOUBLINGS = 5
+MAX_DEPARTED = 256
 
 
 class RemoteNode(Protocol):
@@ -84,11 +87,14 @@ class Fleet:
         suspect_after_s: float = 4.5,
         lost_after_s: float = 5.5,
         stalled_after_s: float = 10.0,
+        departed_for_s: float = 60.0,
     ) -> None:
         self._clock = clock
         self._suspect_after_s = suspect_after_s
         self.lost_after_s = lost_after_s
         self._stalled_after_s = stalled_after_s
+        self._departed_for_s = departed_for_s
+        self._departed: dict[str, tuple[float, Kind]] = {}
         self._nodes: dict[str, _Node] = {}
         self._boots: dict[str, str] = {}
         self._remote: dict[str, NodeState] = {}
@@ -118,6 +124,7 @@ class Fleet:
             on_evicted=partial(self._holders.discard, node_id=node_id),
         )
         self._nodes[announcement.node_id] = _Node(announcement, binding, link_epoch, self._clock(), prefix)
+        self._departed.pop(node_id, None)
         self._changed_all()
         return boot_id not in (None, announcement.boot_id)
 
@@ -127,6 +134,9 @@ class Fleet:
         if node is not None and node.link_epoch == link_epoch:
             self._forget_blocks(node_id)
             del self._nodes[node_id]
+            self._departed[node_id] = (self._clock(), Kind(node.announcement.variants, node.binding))
+            if len(self._departed) > MAX_DEPARTED:
+                del self._departed[next(iter(self._departed))]
             self._changed_all()
 
     def heard(self, node_id: str) -> bool:
@@ -274,6 +284,10 @@ class Fleet:
 
     def refresh(self) -> None:
         """Health also changes by time alone; call it a few times a second."""
+        long_ago_s = self._clock() - self._departed_for_s
+        for node_id in [node_id for node_id, (at_s, _) in self._departed.items() if at_s < long_ago_s]:
+            del self._departed[node_id]
+            self._changed_all()
         for node_id, node in self._nodes.items():
             if node.state is not None and node.state.health is not self._health(node):
                 self._changed(node_id)
@@ -286,7 +300,8 @@ class Fleet:
             states = {node_id: self._state(node) for node_id, node in self._nodes.items()}
             for node_id, remote in self._remote.items():
                 states.setdefault(node_id, remote)
-            self._snapshot = Snapshot(tuple(states.values()), states, self._holders)
+            departed = [kind for node_id, (_, kind) in self._departed.items() if node_id not in states]
+            self._snapshot = Snapshot(tuple(states.values()), states, self._holders, departed)
         elif self._stale:
             changed = [self._state(self._nodes[node_id]) for node_id in self._stale]
             self._snapshot = self._snapshot.with_changes(changed)

@@ -24,6 +24,7 @@ _REASON = {
     Filter.HEALTH: Reason.ALL_UNHEALTHY,
     Filter.DRAINING: Reason.ALL_DRAINING,
     Filter.EXCLUDED: Reason.ALL_TRIED,
+    Filter.LEFT: Reason.ALL_LEFT,
 }
 _CODE = {
     Filter.MODEL: Code.NOT_FOUND,

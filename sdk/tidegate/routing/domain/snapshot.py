@@ -75,17 +75,20 @@ class Holders:
 class Snapshot:
     """`nodes` in a stable order, `by_id` and `groups`; the last two are made when they are first read.
 
-    `holders` is kept up by who makes the snapshots; without it it is read off the nodes.
+    `holders` is kept up by who makes the snapshots; without it it is read off the nodes. `departed` are the
+    kinds of nodes that left a moment ago and may come back.
     """
 
-    __slots__ = ("_by_id", "_given", "_groups", "_made", "_nodes", "_places")
+    __slots__ = ("_by_id", "_given", "_groups", "_made", "_nodes", "_places", "departed")
 
     def __init__(
         self,
         nodes: Sequence[NodeState] = (),
         by_id: Mapping[str, NodeState] | None = None,
         holders: Holders | None = None,
+        departed: Sequence[Kind] = (),
     ) -> None:
+        self.departed = departed
         self._nodes: tuple[NodeState, ...] | None = tuple(nodes)
         self._by_id = by_id
         self._given, self._made = holders, holders
@@ -141,7 +144,7 @@ class Snapshot:
                 rows[number][index] = node
             else:
                 rows[number] = {index: node}
-        fresh = Snapshot(holders=self._given)
+        fresh = Snapshot(holders=self._given, departed=self.departed)
         fresh._nodes, fresh._places = None, self._places
         fresh_groups = list(groups)
         for number, row in rows.items():
@@ -154,7 +157,7 @@ class Snapshot:
 
     def _made_anew(self, changed: Sequence[NodeState]) -> Snapshot:
         by_id = {**self.by_id, **{node.node_id: node for node in changed}}
-        return Snapshot(tuple(by_id.values()), by_id, self._given)
+        return Snapshot(tuple(by_id.values()), by_id, self._given, self.departed)
 
     def _grouped(self) -> tuple[Group, ...]:
         numbers: dict[Kind, int] = {}

@@ -267,3 +267,19 @@ def test_work_on_a_warm_node_counts_only_what_is_left_to_compute(fleet: Fleet) -
     cold = replace(work("b", data=b"x" * 1200, max_tokens=10, work_seq=2), prefix_hashes=(b"d" * 16,))
     fleet.sent("n1", cold)
     assert fleet.snapshot().by_id["n1"].in_flight == InFlight(2, 44 + 300, 20)
+
+
+def test_who_left_is_remembered_for_a_while_until_it_is_back(fleet: Fleet, clock: Clock) -> None:
+    add_ready(fleet, "n1")
+    add_ready(fleet, "n2")
+    variants = fleet.snapshot().by_id["n1"].announcement.variants
+    assert not fleet.snapshot().departed
+    fleet.remove("n1", 1)
+    fleet.remove("n2", 1)
+    assert [kind.variants for kind in fleet.snapshot().departed] == [variants, variants]
+    fleet.register(announcement("n2"), EDGE, 2)
+    assert len(fleet.snapshot().departed) == 1
+    clock.advance(60.1)
+    fleet.heartbeat("n2", NodeLoad())
+    fleet.refresh()
+    assert not fleet.snapshot().departed

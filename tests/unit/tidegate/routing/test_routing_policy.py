@@ -15,6 +15,7 @@ from tidegate.routing.domain import (
     Code,
     Health,
     InFlight,
+    Kind,
     NodeLoad,
     NodeState,
     OnMiss,
@@ -187,6 +188,30 @@ def test_replicas_with_the_same_stale_view_do_not_all_run_to_one_node() -> None:
     snapshot = fleet(*(node(f"edge-{i}") for i in range(8)))
     picks = Counter(first_name(plan_of(snapshot, query(budget=TIGHT), (i + 0.5) / 80)) for i in range(80))
     assert set(picks.values()) == {10}
+
+
+@pytest.mark.parametrize(
+    ("there", "left", "asked", "reason"),
+    [
+        (node(), cloud(), query(placement=Placement.CLOUD), Reason.NOT_PERMITTED),
+        (cloud(), node(), query(rule=RESTRICTED), Reason.DATA_CLASS),
+        (node(), cloud(variants=(replace(SMALL, model="large"),)), query(model="large"), Reason.ALL_LEFT),
+        (None, node(), query(), Reason.ALL_LEFT),
+    ],
+)
+def test_what_only_those_could_answer_that_left_a_moment_ago_may_pass(
+    there: NodeState | None, left: NodeState, asked: RouteQuery, reason: Reason
+) -> None:
+    kind = Kind(left.announcement.variants, left.binding)
+    nodes = () if there is None else (there,)
+    refusal = refusal_of(Snapshot(nodes, departed=[kind]), asked)
+    assert (refusal.reason, refusal.code) == (reason, Code.UNAVAILABLE)
+    assert refusal.retry_after_ms
+    # The control: without it the very same is refused for good, or as nobody's.
+    assert refusal_of(Snapshot(nodes), asked).reason is not Reason.ALL_LEFT
+    # Whoever could never have taken it does not count.
+    far = Kind(left.announcement.variants, replace(left.binding, tenants=frozenset({"other"})))
+    assert refusal_of(Snapshot(nodes, departed=[far]), asked) == refusal_of(Snapshot(nodes), asked)
 
 
 @pytest.mark.parametrize(
