@@ -243,6 +243,12 @@ class GatewaySettings(ProgramSettings):
 
     program: ClassVar[str] = "gateway"
 
+    drain_grace_s: float = Field(
+        default=3.0,
+        ge=0,
+        description="Running requests get limits.drain_s; what still runs 30 s and this after SIGTERM or "
+        "SIGINT is cut off",
+    )
     replica_id: str = Field(default="", description="Name of this replica; empty makes one up")
     grpc: GrpcSettings = Field(default=GrpcSettings(), description="Client API (gRPC)")
     link: LinkSettings = Field(default=LinkSettings(), description="Node links (gRPC)")

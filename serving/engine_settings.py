@@ -112,7 +112,8 @@ class LlamaCppSection(Section):
     )
     prefix_file: Path | None = Field(
         default=None,
-        description="File that keeps prefixes of data class `public` over a restart; in a folder of its own",
+        description="File that keeps prefixes of data class `public` over a restart; its folder is to be "
+        "the node's own",
     )
     prefix_file_mib: int = Field(default=256, ge=1, description="Largest size of that file")
     load_timeout_s: float = Field(

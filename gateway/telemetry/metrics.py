@@ -49,7 +49,10 @@ class Metrics:
             "tidegate_request_duration_seconds", "Arrival to end", ["tier"], buckets=LATENCY_S, registry=r
         )
         self.decision = Histogram(
-            "tidegate_decision_seconds", "Analysis and routing", buckets=DECISION_S, registry=r
+            "tidegate_decision_seconds",
+            "Routing: filters, predictions, choice",
+            buckets=DECISION_S,
+            registry=r,
         )
         self.ttft_error = Histogram(
             "tidegate_ttft_prediction_ratio",

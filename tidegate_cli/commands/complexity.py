@@ -13,7 +13,7 @@ STOP_S = 2.0
 
 class ComplexityCommand:
     name = "complexity"
-    help = 'judge prompts: {"prompt": ...} a line in, {"p_small_ok": ..., "ms": ...} a line out'
+    help = 'judge prompts: {"prompt": ...} a line in, {"p_small_ok": ..., "difficulty": ..., ...} a line out'
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simulator.__main__ import main
-from simulator.fleet import BadInput, FleetSpec, parse_fleet
+from simulator.fleet import BadInput, FleetSpec, load_fleet, parse_fleet
 from simulator.foresight import Foresight
 from simulator.policies import POLICIES
 from simulator.report import report
@@ -153,3 +153,8 @@ def test_the_program_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["policy"] == "tidegate"
     assert main(["--trace", str(tmp_path / "none.csv"), "--fleet", str(fleet)]) == 1
+
+
+def test_the_example_is_a_fleet() -> None:
+    example = Path(__file__).parents[3] / "examples" / "fleet.toml"
+    assert {spec.tier.value for spec in load_fleet(example).nodes} == {"edge", "cloud"}
