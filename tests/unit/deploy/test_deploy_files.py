@@ -91,6 +91,55 @@ def test_requirements_of_images_agree_with_the_tested_ones() -> None:
     assert any(pin.startswith("llama-cpp-python==") for pin in pins("node.txt"))
 
 
+# Imports all of some packages with only those third-party packages that an image holds.
+ONLY_LOCKED = """
+import importlib, pkgutil, re, sys
+from importlib.metadata import packages_distributions
+
+lock, packages = sys.argv[1], sys.argv[2:]
+locked = {name.replace("_", "-") for name in re.findall(r"^([a-z0-9._-]+)==", open(lock).read(), re.M)}
+ours = {"tidegate", "tidegate-services"}
+missing = {
+    module
+    for module, owners in packages_distributions().items()
+    if not any(owner.lower().replace("_", "-").replace(".", "-") in locked | ours for owner in owners)
+}
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"not in the image: {name}")
+
+
+sys.meta_path.insert(0, Absent())
+for name in packages:
+    for module in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lock", "packages"),
+    [("gateway.txt", ("gateway",)), ("node.txt", ("edge_node", "cloud_node", "serving"))],
+)
+def test_an_image_holds_what_its_programs_import(
+    lock: str, packages: tuple[str, ...], tmp_path: Path
+) -> None:
+    def run(locked: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", ONLY_LOCKED, str(locked), *packages]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    whole = DEPLOY.parent / "requirements" / lock
+    ran = run(whole)
+    assert ran.returncode == 0, ran.stderr
+    # The control: without one of its packages they do not start.
+    less = tmp_path / lock
+    less.write_text(re.sub(r"^cryptography==.*$", "", whole.read_text(), flags=re.M))
+    assert "not in the image: cryptography" in run(less).stderr
+
+
 def test_secrets_and_clutter_stay_out_of_the_build_context() -> None:
     ignored = (DEPLOY.parent / ".dockerignore").read_text().split()
     for entry in (".git", ".venv*", "**/*.key", "**/*.pem", "**/*.gguf", "tests", "**/__pycache__"):
