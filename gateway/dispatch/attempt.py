@@ -124,8 +124,10 @@ class Attempt:
             self._take(output)
             if output.count or output.text:
                 handed_s = self._clock()
-                yield output
-                self.consumer_s += self._clock() - handed_s
+                try:
+                    yield output
+                finally:  # also of a reader who gives up with an output in hand
+                    self.consumer_s += self._clock() - handed_s
             if output.finish is not None:
                 self._end(output.finish.result, output.finish.usage)
 

@@ -225,13 +225,15 @@ class Dispatcher:
                     yield opening
                 async with aclosing(attempt.outputs()) as outputs:
                     async for output in outputs:
+                        chunk = self._chunk(run, output)  # made first: what its reader takes is not its time
                         if not opened:
                             opened = True
                             yield opening
-                        yield self._chunk(run, output)
+                        yield chunk
             finally:
                 attempt.close()
                 self._line.notify()
+                run.consumer_was_slow = attempt.consumer_was_slow
                 self._facts.attempt(choice, attempt, self._clock())
             assert attempt.outcome is not None
             if not isinstance(attempt.outcome.result, Failure):

@@ -16,10 +16,12 @@ from tidegate.routing.domain import (
     Failure,
     Finished,
     FinishReason,
+    FirstToken,
     GenerateRequest,
     InputKind,
     ServeError,
     Tier,
+    Work,
 )
 from tidegate.routing.margin import Margins
 from tidegate.routing.observation import Observation, Outcome, Stage
@@ -33,6 +35,8 @@ STALL_PAUSE_S = 10.0
 # that it has waited as many times longer.
 LATE_TIMES = 1.5
 MIN_LATE_MS = 100.0
+# A prompt has no more tokens than bytes, but for what a chat template adds.
+TEMPLATE_TOKENS = 4096
 
 _TOO_LATE = (Cause.STALLED, Cause.DEADLINE, Cause.ENGINE_HUNG)
 
@@ -133,10 +137,13 @@ class Facts:
         m.tokens.labels(tier, "completion").inc(usage.completion_tokens)
         if row.budget != "none":
             m.budgets.labels(tier, row.budget).inc()
-            self._learn_margin(run, met=finished.budget is BudgetOutcome.MET)
+            met = finished.budget is BudgetOutcome.MET
+            if met or _first_token_missed(run, t.ttft_ms) or not run.consumer_was_slow:
+                self._learn_margin(run, met=met)
 
     def _learn_margin(self, run: RequestRun, *, met: bool) -> None:
-        """From requests that were expected to meet their budgets and went where they were to go."""
+        """From requests that were expected to meet their budgets and went where they were to go. What their
+        own readers missed is nobody's lesson."""
         row = run.row
         if row.attempts == 1 and not row.at_risk and row.tier:
             self.margins.record(run.query, Tier(row.tier), met=met)
@@ -174,21 +181,33 @@ class Facts:
         self._log.write(row)
 
 
+def _first_token_missed(run: RequestRun, ttft_ms: float) -> bool:
+    """Of all parts of a budget the one that no reader can miss."""
+    return run.query.budget.ttft_ms is not None and ttft_ms > run.query.budget.ttft_ms
+
+
 def _gave_up_late(run: RequestRun, now_s: float) -> bool:
     """Whether it ended without its answer, too late for its budget: no other end than a miss was possible."""
     budget, waited_ms = run.query.budget, (now_s - run.arrived_s) * 1000
     if run.row.code not in ("cancelled", "deadline_exceeded"):
         return False
-    late_first = budget.ttft_ms is not None and run.first_token_s is None and waited_ms > budget.ttft_ms
-    return late_first or (budget.total_ms is not None and waited_ms > budget.total_ms)
+    if run.first_token_s is None and _first_token_missed(run, waited_ms):
+        return True
+    return budget.total_ms is not None and waited_ms > budget.total_ms and not run.consumer_was_slow
 
 
 def _observation(choice: Choice, attempt: Attempt, now_s: float, stage: Stage) -> Observation:
-    stamps, outcome = attempt.first_token, attempt.outcome
+    outcome, expected_wake_ms = attempt.outcome, choice.prediction.wake_ms
     waited_ms = (now_s - attempt.started_s) * 1000
     ttft_ms = None if attempt.ttft_s is None else attempt.ttft_s * 1000
-    # A model that had to be loaded says nothing of the node's speed.
-    wake_ms = stamps.wake_ms if stamps else choice.prediction.wake_ms
+    first_ms = waited_ms if ttft_ms is None else ttft_ms
+    stamps = attempt.first_token and _credible(attempt.first_token, attempt.work, first_ms)
+    # A model that had to be loaded says nothing of the node's speed, where it was known to sleep: of any
+    # other node it would be an excuse that hides how slow it is.
+    wake_ms = stamps.wake_ms if stamps and expected_wake_ms > 0.0 else expected_wake_ms
+    prediction = choice.prediction.awake()
+    # Nor does it make a node look faster than it was expected to be.
+    least_ms = 0.0 if ttft_ms is None else min(ttft_ms, prediction.ttft_ms)
     decode_ms = None
     if stage is Stage.ENDED and ttft_ms is not None and not attempt.consumer_was_slow:
         decode_ms = (waited_ms - ttft_ms) / (attempt.tokens - 1) if attempt.tokens > 1 else None
@@ -198,9 +217,9 @@ def _observation(choice: Choice, attempt: Attempt, now_s: float, stage: Stage) -
         model=choice.variant.model,
         hardware_class=choice.node.announcement.hardware_class,
         boot_id=choice.node.announcement.boot_id,
-        prediction=choice.prediction.awake(),
+        prediction=prediction,
         stage=stage,
-        actual_ttft_ms=max(0.0, (waited_ms if ttft_ms is None else ttft_ms) - wake_ms),
+        actual_ttft_ms=max(least_ms, first_ms - wake_ms),
         actual_tpot_ms=decode_ms,
         queue_ms=stamps.queue_ms if stamps else 0.0,
         prefill_ms=stamps.prefill_ms if stamps else 0.0,
@@ -213,6 +232,28 @@ def _observation(choice: Choice, attempt: Attempt, now_s: float, stage: Stage) -
         outcome=_ended(attempt) if stage is Stage.ENDED else Outcome.RUNNING,
         censored=ttft_ms is None,
     )
+
+
+def _credible(stamps: FirstToken, work: Work, first_ms: float) -> FirstToken:
+    """A node's stamps as far as they can be true: its class learns from them too. Parts of the time to the
+    first token are within it together, and the prompt has no more tokens than it can have."""
+    prefill_ms = _within(stamps.prefill_ms, first_ms)
+    queue_ms = _within(stamps.queue_ms, first_ms - prefill_ms)
+    most = len(work.input) + len(work.replay_token_ids) + TEMPLATE_TOKENS
+    prompt_tokens = int(_within(stamps.prompt_tokens, most))
+    return FirstToken(
+        queue_ms=queue_ms,
+        prefill_ms=prefill_ms,
+        cached_tokens=int(_within(stamps.cached_tokens, prompt_tokens)),
+        batch_size=stamps.batch_size,
+        prompt_tokens=prompt_tokens,
+        wake_ms=_within(stamps.wake_ms, first_ms - prefill_ms - queue_ms),
+    )
+
+
+def _within(value: float, most: float) -> float:
+    """What is no number is nothing."""
+    return min(value, most) if value > 0.0 and most > 0.0 else 0.0
 
 
 def _ended(attempt: Attempt) -> Outcome:

@@ -17,7 +17,8 @@ class RequestRun:
 
     `input` is what the engine reads, `resolved` what the model's name stands for.
     `work_id` names the request on nodes; its attempts share it.
-    `suspicions` counts attempts that may have failed because of the request itself.
+    `suspicions` counts attempts that may have failed because of the request itself; `consumer_was_slow` is
+    of the last attempt that ended.
     """
 
     request: GenerateRequest
@@ -34,6 +35,7 @@ class RequestRun:
     first_token_s: float | None = None
     tokens: int = 0
     suspicions: int = 0
+    consumer_was_slow: bool = False
 
     def timings(self, outcome: AttemptOutcome, now_s: float) -> Timings:
         """TTFT and total count from arrival, retries included; the node's stamps are the last attempt's."""

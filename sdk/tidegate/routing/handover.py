@@ -20,7 +20,7 @@ from tidegate.routing.knowledge import Knowledge
 from tidegate.routing.lengths import CLASS_LIMITS, Lengths
 from tidegate.routing.odds import quantile
 from tidegate.routing.regression import Regression
-from tidegate.routing.residuals import REGIMES, Stretch
+from tidegate.routing.residuals import LEAST_RATIO, REGIMES, Stretch
 from tidegate.routing.sweeps import MAX_THETA
 
 VERSION = 1
@@ -190,7 +190,7 @@ def _number(value: object, least: float = 0.0) -> float:
 
 
 def _positive(value: object) -> float:
-    return max(_number(value), 1e-9)
+    return max(_number(value), LEAST_RATIO)
 
 
 def _name(value: object) -> str:

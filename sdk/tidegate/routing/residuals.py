@@ -21,6 +21,8 @@ JOINT_WINDOW = 64
 REGIMES = 3
 MISSES = 0.05
 STEP = 0.04
+# Medians are divided by: no ratio is 0, whatever a node says of its times.
+LEAST_RATIO = 1e-3
 _MIN_LOG, _MAX_LOG = math.log(0.7), math.log(3.0)
 # A fresh window is sorted again after this share of it is new.
 _STALE_SHARE = 12
@@ -56,7 +58,7 @@ class TtftResiduals:
         self._new = 0
 
     def add(self, ratio: float, missed: bool) -> None:
-        self.ratios.append(ratio)
+        self.ratios.append(_sound(ratio))
         self.stretch.count(missed)
         self._new += 1
         if missed or self._new * _STALE_SHARE >= len(self.ratios):
@@ -78,6 +80,10 @@ class TtftResiduals:
         self.sort()
 
 
+def _sound(ratio: float) -> float:
+    return ratio if ratio > LEAST_RATIO else LEAST_RATIO
+
+
 class JointResiduals:
     """Samples of (TTFT, per-token, total) of the same attempts, each as a ratio to its median."""
 
@@ -91,7 +97,8 @@ class JointResiduals:
         self._new = 0
 
     def add(self, sample: tuple[float, float, float], missed_tpot: bool, missed_total: bool) -> None:
-        self.samples.append(sample)
+        first, per_token, total = sample
+        self.samples.append((_sound(first), _sound(per_token), _sound(total)))
         self.tpot.count(missed_tpot)
         self.total.count(missed_total)
         self._new += 1

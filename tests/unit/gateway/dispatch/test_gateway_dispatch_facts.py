@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
-from dispatch_rig import Rig, answer, ask, end, fails, token
+from dispatch_rig import Rig, Script, answer, ask, end, fails, token
 from gateway_fakes import DIGEST
 
 from gateway.dispatch.caller import Client
@@ -24,6 +25,7 @@ from tidegate.routing.domain import (
     FinishReason,
     FirstToken,
     Message,
+    NodeLoad,
     Role,
     RouteQuery,
     SequenceOutput,
@@ -244,17 +246,26 @@ async def test_a_token_and_the_end_in_one_message_count_once() -> None:
     assert finished.usage.completion_tokens == 1
 
 
-@pytest.mark.parametrize("wake_ms", [4000.0, 0.0])
-async def test_a_model_that_had_to_be_loaded_teaches_nothing_of_the_nodes_speed(wake_ms: float) -> None:
-    """Also where the gateway did not know that it sleeps. The control: the same wait without the stamp."""
+def stamped(after_s: float, tokens: int = 1, **stamps: float) -> Script:
+    """An answer whose node says of its first token what it likes."""
+    told = replace(FirstToken(3.0, 4.0, 0, batch_size=1, prompt_tokens=9), **stamps)  # type: ignore[arg-type]
 
-    def woken(key: AttemptKey) -> SequenceOutput:
-        stamps = FirstToken(3.0, 4.0, 0, batch_size=1, prompt_tokens=9, wake_ms=wake_ms)
-        return SequenceOutput(key, 0, 1, (0,), "t0 ", first_token=stamps)
+    def first(key: AttemptKey) -> SequenceOutput:
+        return SequenceOutput(key, 0, 1, (0,), "t0 ", first_token=told)
 
-    slow = [(4.05, woken), (0.0, end(FinishReason.STOP, 1))]
-    rig = Rig(n1=[slow] * 40)
+    more = [(0.05, token(index)) for index in range(1, tokens)]
+    return [(after_s, first), *more, (0.0, end(FinishReason.STOP, tokens))]
+
+
+@pytest.mark.parametrize(("asleep", "wake_ms"), [(True, 4000.0), (True, 0.0), (False, 4000.0)])
+async def test_a_model_that_had_to_be_loaded_teaches_nothing_of_the_nodes_speed(
+    asleep: bool, wake_ms: float
+) -> None:
+    """The controls: the same wait without the stamp, and the stamp of a node that did not sleep."""
+    rig = Rig(n1=[stamped(4.05, wake_ms=wake_ms)] * 40)
     node = rig.fleet.snapshot().by_id["n1"]
+    if asleep:
+        rig.fleet.heartbeat("n1", NodeLoad(wake_ms=4000.0))
     query = RouteQuery("auto", Analysis(9, lambda: 0.0), 8, Budget(), 0.5, 0.0)
     before = rig.latency.predict(node, node.announcement.variants[0], query).ttft_ms
     for number in range(40):
@@ -263,10 +274,47 @@ async def test_a_model_that_had_to_be_loaded_teaches_nothing_of_the_nodes_speed(
         assert finished.timings.ttft_ms == pytest.approx(4050.0, abs=5.0)
         assert finished.timings.queue_ms == 3.0 + wake_ms
     after = rig.latency.predict(node, node.announcement.variants[0], query).ttft_ms
-    if wake_ms:
+    if asleep and wake_ms:
         assert after < 5.0 * before
     else:
         assert after > 5.0 * before
+
+
+@pytest.mark.parametrize("asleep", [True, False])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"queue_ms": 0.0, "prefill_ms": 0.0, "wake_ms": 3.6e6},
+        {"queue_ms": 1e12},
+        {"prefill_ms": 1e12},
+        {"prefill_ms": math.nan, "queue_ms": math.inf, "wake_ms": -math.inf},
+        {"prompt_tokens": 2**32 - 1, "cached_tokens": 2**32 - 1},
+        {"prompt_tokens": 2**32 - 1, "queue_ms": -1e12, "prefill_ms": -1e12},
+        {"cached_tokens": 2**32 - 1, "batch_size": 2**32 - 1},
+    ],
+)
+async def test_what_one_node_says_of_its_times_does_not_break_its_class(
+    lie: dict[str, float], asleep: bool
+) -> None:
+    """n2 is of n1's class and honest: what is expected of it can be computed, and stays near what it takes
+    (but for queues that n1 says it has, which do make its class look slow)."""
+    rig = Rig(n1=[stamped(0.5, 4, **lie)] * 30, n2=[answer(8)] * 30)
+    if asleep:
+        rig.fleet.heartbeat("n1", NodeLoad(wake_ms=100.0))
+    for number in range(30):
+        await rig.run(ask(f"r{number}"))
+    rig.nodes.scripts["n1"] = []
+    for number in range(3):
+        asked = asyncio.create_task(rig.run(ask(f"s{number}")))
+        await asyncio.sleep(0.3)
+        rig.facts.look(asyncio.get_running_loop().time())
+        await asked
+    assert rig.tried.count("n1") >= 19
+    node = rig.fleet.snapshot().by_id["n2"]
+    query = RouteQuery("auto", Analysis(9, lambda: 0.0), 8, Budget(), 0.5, 0.0)
+    expected = rig.latency.predict(node, node.announcement.variants[0], query)
+    assert 90.0 < expected.ttft_ms < (math.inf if lie.get("queue_ms") else 1000.0)
+    assert math.isfinite(expected.ttft_p95_ms)
 
 
 async def test_a_missed_budget_widens_the_margin_where_it_was_expected_to_be_met() -> None:
@@ -291,6 +339,57 @@ async def test_a_missed_budget_widens_the_margin_where_it_was_expected_to_be_met
     rig = Rig(n1=[fails(Cause.NODE_LOST, after_s=3.0)], n2=[answer(1)])
     await rig.run(ask("e", budget=budget))
     assert largest(rig) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "counts"),
+    [
+        (Budget(total_ms=4000.0), False),
+        (Budget(tpot_ms=100.0), False),
+        (Budget(ttft_ms=50.0, total_ms=4000.0), True),
+        (Budget(ttft_ms=900.0, total_ms=4000.0), False),
+    ],
+)
+@pytest.mark.parametrize("gives_up", [True, False])
+async def test_what_a_slow_reader_missed_widens_no_margin(
+    budget: Budget, counts: bool, gives_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a second with each event, also with the first, which comes with the first token."""
+    rig = Rig(n1=[answer(8, every_s=0.2)])
+    learned: list[bool] = []
+    monkeypatch.setattr(rig.facts.margins, "record", lambda *_, met: learned.append(met))
+
+    async def read() -> None:
+        async with aclosing(rig.dispatcher.generate(ask(budget=budget), Client())) as events:
+            async for _ in events:
+                await asyncio.sleep(1.0)
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(6.5 if gives_up else 60.0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    # Who gives up after its first token has not missed that one, as far as is told apart.
+    assert learned == ([False] if counts and not gives_up else [])
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 1.0])
+async def test_an_answer_that_is_late_by_itself_widens_the_margin(takes_s: float) -> None:
+    """The control: its reader takes less time than its node, which took too long for the total."""
+    rig = Rig(n1=[answer(8, every_s=2.0)])
+    async for _ in rig.dispatcher.generate(ask(budget=Budget(total_ms=9000.0)), Client()):
+        await asyncio.sleep(takes_s / 2)
+    assert rig.facts.margins.largest(Tier.EDGE) > 1.0
+
+
+async def test_a_reader_who_gives_up_with_a_token_in_hand_was_the_slow_one() -> None:
+    rig = Rig(n1=[answer(8, every_s=0.02)])
+    before = predicted(rig)
+    events = rig.dispatcher.generate(ask(), Client())
+    for _ in range(6):
+        await anext(events)
+    await asyncio.sleep(60.0)
+    await events.aclose()
+    assert predicted(rig).tpot_ms == before.tpot_ms
 
 
 @pytest.mark.parametrize(("after_s", "counts"), [(3.0, True), (0.5, False)])

@@ -225,3 +225,14 @@ def test_beyond_the_names_a_prompt_is_as_warm_as_such_prompts_were() -> None:
         prediction = model.predict(warm, SMALL, asked)
         model.record(observed(prediction, ttft_times=1.0, cached_tokens=NAMED_TOKENS, prompt_tokens=18_022))
     assert model.predict(warm, SMALL, asked).cached_tokens < NAMED_TOKENS + 100
+
+
+def test_times_of_nothing_at_all_leave_odds_that_can_be_computed_with() -> None:
+    """The first token and all others in one message, as the clock reads it: every ratio would be 0."""
+    model = LearnedLatency()
+    for _ in range(40):
+        p = model.predict(node(), SMALL, query())
+        model.record(observed(p, ttft_times=0.0, tpot_times=0.0, output_tokens=20))
+    after = model.predict(node(), SMALL, query())
+    assert 0.0 < after.ttft_ms < after.ttft_p95_ms
+    assert 0.0 < model.p_meet(after, Budget(ttft_ms=1e4, tpot_ms=1e3, total_ms=1e6), 0.0) <= 1.0
