@@ -64,6 +64,9 @@ class OurEngine:
                 if output.finish is not None:
                     del self._open[output.key]
                     result = output.finish.result
+                    if ended.done():
+                        # Who asked is told to end.
+                        continue
                     if isinstance(result, Failure):
                         ended.set_exception(CannotMeasure(f"our engine failed: {result.detail}"))
                     else:
