@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cloud_node.app import run_cloud
+from cloud_node.app import check_cloud, run_cloud
 from cloud_node.settings import CloudSettings
-from serving.node_program import check_node
 from serving.startup import program_main
 
 SUMMARY = (
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary=SUMMARY,
         packages=("cloud_node", "serving", "tidegate"),
         argv=argv,
-        check=check_node,
+        check=check_cloud,
     )
 
 

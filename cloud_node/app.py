@@ -6,15 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ssl import SSLContext
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from cloud_node.settings import AdminSettings, CloudSettings
-from serving.node_program import NodeProgram
+from serving.node_program import NodeProgram, check_node
 from serving.security import TokenTable, bearer
 from serving.settings import SettingsError
-from serving.startup import ProgramArgs, bind_socket, check_exposure, is_loopback
+from serving.startup import ProgramArgs, bind_socket, check_all, check_exposure, is_loopback
 from serving.tls import server_ssl_context
 
 _log = logging.getLogger(__name__)
@@ -22,10 +23,32 @@ _log = logging.getLogger(__name__)
 _ADMIN_SHUTDOWN_S = 0.5
 
 
-async def run_cloud(settings: CloudSettings, args: ProgramArgs, stop: asyncio.Event) -> None:
-    """The node's life. Raises ProgramError or SettingsError for what keeps it from starting."""
+def check_cloud(settings: CloudSettings, args: ProgramArgs) -> None:
+    """What --check-config finds besides types. Raises SettingsError or ProgramError."""
+    check_all(
+        lambda: _check_gateways(settings),
+        lambda: None if settings.admin is None else _check_admin(settings.admin, args),
+        lambda: check_node(settings, args),
+    )
+
+
+def _check_gateways(settings: CloudSettings) -> None:
     if not settings.link.gateways:
         raise SettingsError("link.gateways: must name at least one gateway, like gateway.example:50052")
+
+
+def _check_admin(
+    admin: AdminSettings, args: ProgramArgs
+) -> tuple[TokenTable[bool] | None, SSLContext | None]:
+    """The key and the certificate of its listener. Raises SettingsError or ProgramError."""
+    keys = TokenTable([(admin.key.read(), True)]) if admin.key.is_configured else None
+    check_exposure({"admin": admin}, keys_configured=keys is not None, insecure=args.insecure)
+    return keys, None if admin.tls is None else server_ssl_context(admin.tls, "admin.tls")
+
+
+async def run_cloud(settings: CloudSettings, args: ProgramArgs, stop: asyncio.Event) -> None:
+    """The node's life. Raises ProgramError or SettingsError for what keeps it from starting."""
+    _check_gateways(settings)
     _warn_of_plain_key(settings)
     if settings.admin is None:
         await NodeProgram(settings, args).run(stop)
@@ -39,9 +62,7 @@ async def _admin(
     settings: CloudSettings, admin: AdminSettings, args: ProgramArgs
 ) -> AsyncIterator[NodeProgram]:
     """The node, while its health and metrics are served."""
-    keys = TokenTable([(admin.key.read(), True)]) if admin.key.is_configured else None
-    check_exposure({"admin": admin}, keys_configured=keys is not None, insecure=args.insecure)
-    tls = None if admin.tls is None else server_ssl_context(admin.tls, "admin.tls")
+    keys, tls = _check_admin(admin, args)
     listening = bind_socket(admin, "admin", settings.program)
     try:
         node = NodeProgram(settings, args)

@@ -16,8 +16,8 @@ from serving.openai_api.backend import Caller
 from serving.openai_api.guard import local_guard
 from serving.openai_api.options import FrontOptions
 from serving.security import TokenTable, bearer
-from serving.settings import SettingsError
-from serving.startup import ProgramArgs, bind_socket, check_exposure, is_loopback
+from serving.settings import SettingsError, read_secrets
+from serving.startup import ProgramArgs, bind_socket, check_all, check_exposure, is_loopback
 from tidegate.routing.domain import Code, ServeError
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ class LocalKeys:
     @classmethod
     def from_settings(cls, settings: LocalApiSettings) -> LocalKeys:
         """Raises SettingsError."""
-        tokens = [(key.secret.read(), Caller(tenant=key.tenant, is_admin=key.admin)) for key in settings.keys]
+        secrets = read_secrets(key.secret for key in settings.keys)
+        callers = [Caller(tenant=key.tenant, is_admin=key.admin) for key in settings.keys]
+        tokens = list(zip(secrets, callers, strict=True))
         try:
             return cls(TokenTable(tokens), is_open=not tokens)
         except ValueError as error:
@@ -74,10 +76,12 @@ def build_app(
 def check_edge(settings: EdgeSettings, args: ProgramArgs) -> None:
     """What --check-config finds besides types. Raises SettingsError or ProgramError."""
     api = settings.local_api
-    keys = LocalKeys.from_settings(api)
-    check_exposure({"local_api": api}, keys_configured=not keys.is_open, insecure=args.insecure)
-    _tls(api)
-    check_node(settings, args)
+    check_all(
+        lambda: LocalKeys.from_settings(api),
+        lambda: check_exposure({"local_api": api}, keys_configured=bool(api.keys), insecure=args.insecure),
+        lambda: _tls(api),
+        lambda: check_node(settings, args),
+    )
 
 
 async def run_edge(settings: EdgeSettings, args: ProgramArgs, stop: asyncio.Event) -> None:

@@ -335,6 +335,18 @@ def build_engine(
     return _oracle(settings)
 
 
+def check_files(settings: EngineSettings) -> None:
+    """Reads the headers of the files that an engine of our own would load. Raises EngineUnavailable."""
+    from serving.engines.llama_cpp.gguf_check import check_gguf
+    from serving.engines.llama_cpp.identity import check_adapter
+
+    if settings.kind in ("llama_cpp", "llama_server"):
+        check_gguf(_model_file(settings)[0])
+    if settings.kind == "llama_cpp":
+        for adapter in settings.llama_cpp.adapters:
+            check_adapter(adapter.name, adapter.path)
+
+
 def _llama_cpp(settings: EngineSettings, state_folder: Path | None) -> Engine:
     from serving.engines.llama_cpp.engine import LlamaCppEngine
     from serving.engines.llama_cpp.settings import LlamaCppSettings

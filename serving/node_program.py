@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from serving.engine_settings import build_engine
+from serving.engine_settings import EngineSettings, build_engine, check_files
 from serving.engines.base import EngineUnavailable
 from serving.identity import IdentityError, NodeIdentity, load_identity
 from serving.node import LocalBackend, NamedIdentity, NodeRuntime
 from serving.node.power import PowerWatch
 from serving.node_settings import LinkSettings, NodeSettings
 from serving.openai_api.backend import ModelCard
-from serving.startup import ProgramArgs, ProgramError, is_loopback
+from serving.startup import ProgramArgs, ProgramError, check_all, is_loopback
 from tidegate.link.seam import NodeService
 from tidegate.routing.domain import Code, GenerateEvent, GenerateRequest, NodeLoad, ServeError
 
@@ -288,12 +288,18 @@ def check_node(settings: NodeSettings, args: ProgramArgs) -> None:
     """What --check-config finds besides types. Raises SettingsError or ProgramError."""
     from serving.tls import client_tls
 
-    check_links(settings.link, insecure=args.insecure)
-    if settings.link.join_token.is_configured:
-        settings.link.join_token.read()
-    if settings.link.tls is not None:
-        client_tls(settings.link.tls, "link.tls")
-    try:
-        build_engine(settings.engine)
-    except EngineUnavailable as error:
-        raise ProgramError(str(error)) from error
+    link = settings.link
+
+    def engine(part: Callable[[EngineSettings], object]) -> None:
+        try:
+            part(settings.engine)
+        except EngineUnavailable as error:
+            raise ProgramError(str(error)) from error
+
+    check_all(
+        lambda: check_links(link, insecure=args.insecure),
+        lambda: link.join_token.read() if link.join_token.is_configured else None,
+        lambda: None if link.tls is None else client_tls(link.tls, "link.tls"),
+        lambda: engine(build_engine),
+        lambda: engine(check_files),
+    )

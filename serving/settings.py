@@ -18,7 +18,7 @@ import stat
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -168,6 +168,20 @@ def read_secret(file: Path | str | None, env: str | None, environ: Mapping[str, 
     return secret
 
 
+def read_secrets(sources: Iterable[SecretSource]) -> list[str]:
+    """All of them. Raises SettingsError with what is wrong with any of them."""
+    secrets: list[str] = []
+    problems: list[str] = []
+    for source in sources:
+        try:
+            secrets.append(source.read())
+        except SettingsError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise SettingsError(*problems)
+    return secrets
+
+
 def _read_secret_file(path: Path) -> str:
     try:
         with path.open(encoding="utf-8") as handle:
@@ -177,7 +191,7 @@ def _read_secret_file(path: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"cannot read the secret in {path}: {reason}") from None
     if mode & stat.S_IROTH:
-        _log.warning("secret file is readable by everyone: chmod 600 it", extra={"file": str(path)})
+        _log.warning("secret file %s is readable by everyone: chmod 600 it", path)
     return first.strip()
 
 

@@ -77,6 +77,23 @@ def _owns(distribution: importlib.metadata.Distribution, package: str) -> bool:
     return f"\n{package}/__init__.py," in record or f"\n{package}.py," in record
 
 
+def check_all(*parts: Callable[[], object]) -> None:
+    """Runs every part and raises what all of them found, each problem once: SettingsError, or ProgramError
+    where no part raised a SettingsError."""
+    lines: dict[str, None] = {}
+    kind: type[SettingsError | ProgramError] = ProgramError
+    for part in parts:
+        try:
+            part()
+        except SettingsError as error:
+            kind = SettingsError
+            lines.update(dict.fromkeys(error.problems))
+        except ProgramError as error:
+            lines.update(dict.fromkeys(str(error).splitlines()))
+    if lines:
+        raise SettingsError(*lines) if kind is SettingsError else ProgramError("\n".join(lines))
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost" or host.startswith("unix:"):
         return True
@@ -218,7 +235,7 @@ def program_main(
     except SettingsError as error:
         return _complain(program, EXIT_USAGE, *error.problems)
     except ProgramError as error:
-        return _complain(program, EXIT_FAILED, str(error))
+        return _complain(program, EXIT_FAILED, *str(error).splitlines())
     if args.check_config:
         sys.stdout.write(f"tidegate-{program}: settings are fine\n")
         return EXIT_OK

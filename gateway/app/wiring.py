@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import secrets
 import time
+from functools import partial
+from pathlib import Path
 
 from gateway.analysis import Analyzer, ModelUnusable
 from gateway.dispatch import DataClasses, DispatchOptions, Levels
@@ -18,8 +21,8 @@ from gateway.state import OperatorTable, Store
 from gateway.state.memory_store import MemoryStore
 from gateway.telemetry import OutcomeLog
 from gateway.transport.clients import ClientDirectory, ClientEntry
-from serving.settings import SettingsError
-from serving.startup import ProgramArgs, check_exposure
+from serving.settings import SettingsError, read_secrets
+from serving.startup import ProgramArgs, check_all, check_exposure
 from serving.tls import server_ssl_context
 from tidegate.routing.admission import AdmissionLimits
 from tidegate.routing.domain import Binding, ClassRule, Prices, Tier
@@ -59,10 +62,11 @@ def store(settings: GatewaySettings) -> Store:
 
 def clients(settings: GatewaySettings) -> ClientDirectory:
     """API keys. Raises SettingsError for one that cannot be read."""
+    keys = read_secrets(c.key for c in settings.clients)
     try:
         return ClientDirectory(
-            ClientEntry(c.name, c.key.read(), Client(c.tenant, c.data_class, c.admin, c.name))
-            for c in settings.clients
+            ClientEntry(c.name, key, Client(c.tenant, c.data_class, c.admin, c.name))
+            for c, key in zip(settings.clients, keys, strict=True)
         )
     except ValueError as error:
         raise SettingsError(f"clients: {error}") from None
@@ -70,7 +74,7 @@ def clients(settings: GatewaySettings) -> ClientDirectory:
 
 def operator(settings: GatewaySettings) -> OperatorTable:
     """The operator's table. Raises SettingsError for a token that cannot be read."""
-    tokens, nodes = [], {}
+    guarded, nodes = [], {}
     for rule in settings.nodes:
         prices = Prices(rule.cost_per_wh, rule.cost_per_metered_mb)
         binding = Binding(
@@ -84,8 +88,10 @@ def operator(settings: GatewaySettings) -> OperatorTable:
             rule.battery_floor,
         )
         if rule.join_token is not None:
-            tokens.append((rule.join_token.read(), binding))
+            guarded.append((rule.join_token, binding))
         nodes.update(dict.fromkeys(rule.node_ids, binding))
+    found = read_secrets(source for source, _ in guarded)
+    tokens = [(token, binding) for token, (_, binding) in zip(found, guarded, strict=True)]
     default = None if settings.default_tier is None else Binding(Tier(settings.default_tier))
     try:
         return OperatorTable(tokens=tokens, nodes=nodes, default=default)
@@ -189,20 +195,34 @@ def check_doors(settings: GatewaySettings, args: ProgramArgs) -> None:
     """Raises ProgramError for a listener beyond loopback that anybody could use."""
     keys = bool(settings.clients)
     clients_doors = {"grpc": settings.grpc, "http": settings.http}
-    check_exposure(clients_doors, keys_configured=keys, insecure=args.insecure)
     tokens = any(rule.join_token is not None for rule in settings.nodes)
+    check_exposure(clients_doors, keys_configured=keys, insecure=args.insecure)
     check_exposure({"link": settings.link}, keys_configured=tokens, insecure=args.insecure)
 
 
 def check(settings: GatewaySettings, args: ProgramArgs) -> None:
-    """Everything that can be known without listening. Raises SettingsError or ProgramError."""
-    check_doors(settings, args)
-    fleet_secret(settings)
-    clients(settings)
-    operator(settings)
-    store(settings)
-    outcomes(settings)
-    analyzer(settings, b"a secret for checking only")
-    for name, listen in (("grpc", settings.grpc), ("link", settings.link), ("http", settings.http)):
-        if listen.tls is not None:
-            server_ssl_context(listen.tls, f"{name}.tls")
+    """Everything that can be known without listening or writing. Raises SettingsError or ProgramError."""
+    listeners = {"grpc": settings.grpc, "link": settings.link, "http": settings.http}
+    check_all(
+        lambda: check_doors(settings, args),
+        lambda: fleet_secret(settings),
+        lambda: clients(settings),
+        lambda: operator(settings),
+        lambda: store(settings),
+        lambda: _check_outcome_log(settings.quality.outcome_log),
+        lambda: analyzer(settings, b"a secret for checking only"),
+        *(
+            partial(server_ssl_context, listen.tls, f"{name}.tls")
+            for name, listen in listeners.items()
+            if listen.tls is not None
+        ),
+    )
+
+
+def _check_outcome_log(path: Path | None) -> None:
+    """Whether the log could be written, without making its folder. Raises SettingsError."""
+    if path is None:
+        return
+    folder = next(each for each in path.absolute().parents if os.path.lexists(each))
+    if path.is_dir() or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"quality.outcome_log: {path} cannot be written")

@@ -152,9 +152,9 @@ class StoreSync:
 
     def _report(self, up: bool, reason: str) -> None:
         if up is not self.up:
-            if up:
+            if up and not self._alone:
                 log.info("shared store reached")
-            else:
+            if not up:
                 log.warning("shared store lost, going on without it", extra={"reason": reason})
             self.up = up
         self._on_health(up)

@@ -180,7 +180,7 @@ class LocalBackend:
             raise ServeError(
                 Code.FAILED_PRECONDITION,
                 f"this node's model cannot do: {', '.join(sorted(lacking))}",
-                reason="CAPABILITY_MISSING",
+                reason="CAPABILITY",
             )
         if request.embed:
             kind, data = InputKind.EMBED, pack_texts(request.embed)

@@ -110,11 +110,12 @@ class ModelsCommand:
                 f"{v.perplexity:.2f}" if v.perplexity is not None else "not measured",
                 f"{v.accuracy:.0%}" if v.accuracy is not None else "-",
                 str(v.context_tokens),
-                str(m.ready_nodes),
+                # The gateway counts them per model, not per variant.
+                str(m.ready_nodes) if number == 0 else "",
                 v.digest[:19],
             ]
             for m in models
-            for v in m.variants
+            for number, v in enumerate(m.variants)
         ]
         print(table(["model", "variant", "perplexity", "answers", "context", "ready nodes", "digest"], rows))
         return 0

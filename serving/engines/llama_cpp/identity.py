@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 from serving.engines.base import EngineInfo, EngineUnavailable
 from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest
@@ -77,11 +78,19 @@ def adapter_identities(adapters: Sequence[Adapter]) -> list[str]:
     """Name, file and scale of each. Blocks. Raises EngineUnavailable for a file that is no adapter."""
     found = []
     for adapter in adapters:
-        values = read_gguf(adapter.path).values
-        if values.get("general.type") != "adapter" or values.get("adapter.type") != "lora":
-            raise EngineUnavailable(f"{adapter.path} is no LoRA adapter (its general.type is another)")
+        check_adapter(adapter.name, adapter.path)
         found.append(f"{adapter.name} {file_digest(adapter.path)} {adapter.scale:g}")
     return found
+
+
+def check_adapter(name: str, path: Path) -> None:
+    """Raises EngineUnavailable for a file that is missing or no adapter."""
+    try:
+        values = read_gguf(path).values
+    except EngineUnavailable as error:
+        raise EngineUnavailable(f"adapter {name}: {str(error).replace('model file', 'file', 1)}") from None
+    if values.get("general.type") != "adapter" or values.get("adapter.type") != "lora":
+        raise EngineUnavailable(f"adapter {name}: {path} is no LoRA adapter (its general.type is another)")
 
 
 def hardware_class(threads: int, n_gpu_layers: int) -> str:

@@ -120,9 +120,15 @@ async def test_a_key_in_the_clear_is_warned_of(
 
 def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "cloud.toml"
-    config.write_text(f"[engine.openai_http]\nbase_url = {json.dumps('http://localhost:8000/v1')}\n")
+    engine = f"[engine.openai_http]\nbase_url = {json.dumps('http://localhost:8000/v1')}\n"
+    config.write_text(f'[link]\ngateways = ["localhost:50052"]\n{engine}')
     assert main(["--config", str(config), "--check-config"]) == 0
     assert "settings are fine" in capsys.readouterr().out
+    config.write_text(f'{engine}[admin.key]\nfile = "{tmp_path}/none"\n')
+    assert main(["--config", str(config), "--check-config"]) == 2
+    gateways, key = capsys.readouterr().err.splitlines()
+    assert "link.gateways: must name" in gateways
+    assert "cannot read the secret" in key
     config.write_text("[engine.openai_http]\nbase_ulr = 1\n")
     assert main(["--config", str(config)]) == 2
     assert 'did you mean "base_url"?' in capsys.readouterr().err

@@ -34,6 +34,22 @@ def test_the_daemon_keeps_its_own_arguments(tmp_path: Path, capsys: pytest.Captu
     assert ended.value.code == 2
 
 
+def test_the_check_reads_the_headers_of_model_and_adapters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, model = tmp_path / "edge.toml", tmp_path / "m.gguf"
+    model.write_bytes(b"not a model")
+    config.write_text(f'[engine]\nmodel = "{model}"\n')
+    assert main(["--config", str(config), "--check-config"]) == 1
+    assert "m.gguf is no usable GGUF file: it does not begin with GGUF" in capsys.readouterr().err
+    adapter = f'name = "blue"\npath = "{tmp_path}/none"\n'
+    config.write_text(f'[engine]\nmodel = "bundled"\n[[engine.llama_cpp.adapters]]\n{adapter}')
+    assert main(["--config", str(config), "--check-config"]) == 1
+    assert (
+        capsys.readouterr().err == f"tidegate-edge: adapter blue: the file {tmp_path}/none does not exist\n"
+    )
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -84,6 +84,15 @@ async def test_models(gateway: FakeGateway) -> None:
     assert model["variants"][0]["digest"] == VARIANT.digest
 
 
+async def test_a_models_ready_nodes_are_told_once() -> None:
+    """The gateway counts them per model: beside each variant they would look like its own."""
+    other = replace(VARIANT, digest="sha256:" + "b" * 64)
+    async with FakeGateway(models=[ModelInfo("tiny", (), (VARIANT, other), ready_nodes=2)]) as server:
+        ran = await tidegate_cli("models", "--gateway", server.address)
+    assert re.search(r" 2048 +2 +sha256:a+$", ran.out, re.M)
+    assert re.search(r" 2048 +sha256:b+$", ran.out, re.M)
+
+
 async def test_explain(gateway: FakeGateway) -> None:
     ran = await tidegate_cli("explain", "where to?", "--ttft-ms", "300", "--gateway", gateway.address)
     assert ran.out.splitlines()[0] == ROUTE.why

@@ -328,7 +328,7 @@ async def test_texts_are_embedded_here() -> None:
 async def test_a_node_that_does_not_embed_says_so() -> None:
     async with Local(replace(SETTINGS, capabilities=frozenset())) as local:
         error = await local.error(GenerateRequest("r1", embed=("x",)))
-        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "CAPABILITY_MISSING")
+        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "CAPABILITY")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ async def test_what_an_engine_cannot_do_is_refused_and_not_left_out(changes: dic
     async with Local() as local:
         request = replace(REQUEST, **changes)
         error = await local.error(request)
-        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "CAPABILITY_MISSING")
+        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "CAPABILITY")
         able = replace(local.node.runtime.info.variants[0], capabilities=needed_capabilities(request))
         with pytest.raises(WorkRefused) as refused:
             local.node.runtime.submit(local.backend, local.backend._work(request, able))

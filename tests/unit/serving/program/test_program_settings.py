@@ -174,7 +174,7 @@ def test_world_readable_secret_warns_and_private_one_does_not(
         assert not caplog.records
         file.chmod(0o644)
         read_secret(file, None, {})
-    assert "readable by everyone" in caplog.text
+    assert f"{file} is readable by everyone" in caplog.messages[0]
     assert "sesame" not in caplog.text
 
 

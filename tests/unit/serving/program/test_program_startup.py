@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from serving.startup import (
     ProgramArgs,
     ProgramError,
     bind_socket,
+    check_all,
     check_distributions,
     check_exposure,
     is_loopback,
@@ -141,6 +142,35 @@ def test_check_config_reports_without_running(tmp_path: Path, capsys: pytest.Cap
     assert "settings are fine" in capsys.readouterr().out
     assert check(bad) == 2
     assert capsys.readouterr().err == f'tidegate-sample: {bad}: dept: unknown key, did you mean "depth"?\n'
+
+
+def test_all_parts_are_checked_and_each_problem_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.toml").write_text("depth = 3\n")
+
+    def raising(error: Exception) -> Callable[[], None]:
+        def part() -> None:
+            raise error
+
+        return part
+
+    def run(*errors: Exception) -> tuple[int, str]:
+        argv = ["--check-config", "--config", str(tmp_path / "good.toml")]
+        parts = [raising(error) for error in errors]
+        code = program_main(
+            Sample, nothing, summary="x", packages=[], argv=argv, check=lambda s, a: check_all(*parts)
+        )
+        return code, capsys.readouterr().err
+
+    port, keys = ProgramError("port busy"), SettingsError("no key", "no token")
+    assert run(port, ProgramError("no model")) == (
+        1,
+        "tidegate-sample: port busy\ntidegate-sample: no model\n",
+    )
+    code, told = run(port, keys, SettingsError("no key"))
+    assert code == 2
+    assert told.splitlines() == [f"tidegate-sample: {line}" for line in ("port busy", "no key", "no token")]
 
 
 @pytest.mark.parametrize(("error", "code"), [(ProgramError("port busy"), 1), (SettingsError("a", "b"), 2)])
