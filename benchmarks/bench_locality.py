@@ -27,8 +27,9 @@ from pathlib import Path
 
 from benchmarks.common import CannotMeasure, Row, percentile, row, run
 from benchmarks.pieces import Piece, Pieces
-from simulator.fleet import BadInput, FleetSpec, parse_fleet
+from simulator.fleet import FleetSpec, parse_fleet
 from simulator.run import Simulation
+from simulator.tables import BadInput
 from simulator.trace import NAME_TOKENS, Arrival, Recorded, draw, read_trace
 from tidegate.routing.baselines import LeastOutstanding
 from tidegate.routing.domain import RouteQuery, Snapshot

@@ -18,9 +18,10 @@ from time import perf_counter
 
 from benchmarks.common import CannotMeasure, Row, row, run
 from benchmarks.pieces import SIMULATED, Piece, Pieces
-from simulator.fleet import BadInput, FleetSpec, load_fleet
+from simulator.fleet import FleetSpec, load_fleet
 from simulator.report import report
 from simulator.run import Simulation
+from simulator.tables import BadInput
 from simulator.trace import Recorded, draw, read_trace
 from tidegate.routing.domain import Tier
 

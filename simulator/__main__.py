@@ -1,19 +1,21 @@
-"""`python -m simulator`: what `tidegate simulate` starts."""
+"""`python -m simulator`: what `tidegate simulate` starts. Exit codes: 0 done, 2 wrong arguments or files."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from simulator.fleet import BadInput, load_fleet
+from simulator.fleet import load_fleet
 from simulator.policies import POLICIES
 from simulator.report import WARM_UP_PER_NODE, report
 from simulator.run import Simulation
+from simulator.tables import BadInput
 from simulator.trace import MAX_TOKENS, draw, read_trace
 
 
@@ -24,14 +26,41 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--policy", choices=POLICIES, default="tidegate")
     p.add_argument("--compare", help="several policies on the same requests: a,b,c or all")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--rate", type=float, help="requests per second on average; default: as recorded")
-    p.add_argument("--limit", type=int, help="only the first so many requests")
-    p.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="what requests ask for at most")
-    p.add_argument("--target-share", type=float, default=0.5, help="share that must meet the budget")
-    p.add_argument("--warm-up", type=int, default=WARM_UP_PER_NODE, help="requests per node not counted")
+    p.add_argument("--rate", type=_above(0.0), help="requests per second on average; default: as recorded")
+    p.add_argument("--limit", type=_least(1), help="only the first so many requests")
+    p.add_argument("--max-tokens", type=_least(1), default=MAX_TOKENS, help="what requests ask for at most")
+    p.add_argument(
+        "--target-share", type=_above(0.0, 1.0), default=0.5, help="share that must meet the budget"
+    )
+    p.add_argument(
+        "--warm-up", type=_least(0), default=WARM_UP_PER_NODE, help="requests per node not counted"
+    )
     p.add_argument("--json", action="store_true", help="machine-readable")
     p.add_argument("--plot", type=Path, help="picture of the comparison (needs the extra `report`)")
     return p
+
+
+def _least(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of {least} or more")
+        return int(text)
+
+    return read
+
+
+def _above(low: float, high: float = math.inf) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low < value < high:
+            below = "" if high == math.inf else f" and below {high:g}"
+            raise argparse.ArgumentTypeError(f"must be a number above {low:g}{below}")
+        return value
+
+    return read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,12 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = set(names) - set(POLICIES)
         if unknown:
             raise BadInput(f"unknown policy {', '.join(sorted(unknown))}; known: {', '.join(POLICIES)}")
+        if args.plot is not None and not args.plot.absolute().parent.is_dir():
+            raise BadInput(f"--plot: there is no folder {args.plot.parent}")
         reports = _play(args, names)
         if args.plot is not None:
             _plot(args.plot, reports)
     except BadInput as error:
         sys.stderr.write(f"tidegate simulate: {error}\n")
-        return 1
+        return 2
     if args.json:
         print(json.dumps(reports if args.compare else reports[names[0]], indent=1))
     else:
@@ -59,6 +90,11 @@ def _play(args: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str,
     arrivals = draw(
         read_trace(args.trace, args.limit), fleet, seed=args.seed, rate=args.rate, max_tokens=args.max_tokens
     )
+    if len(arrivals) <= args.warm_up * len(fleet.nodes):
+        raise BadInput(
+            f"all {len(arrivals)} requests are warm-up, {args.warm_up} for each of {len(fleet.nodes)} nodes: "
+            "take a longer trace or a smaller --warm-up"
+        )
     reports = {}
     for name in names:
         began_s = perf_counter()
@@ -91,7 +127,10 @@ def _plot(path: Path, reports: dict[str, dict[str, Any]]) -> None:
         axes.plot(r["cloud_share_requests"] * 100, r["slo_attainment"] * 100, "o", label=name)
     axes.set(xlabel="requests on the cloud, %", ylabel="budgets met, %")
     axes.legend(fontsize="small")
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--plot: {error}") from error
 
 
 if __name__ == "__main__":

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from simulator.tables import BadInput, Table
 from tidegate.routing.domain import Tier
 
-
-class BadInput(Exception):
-    """A file that cannot be used; the message is one line."""
+FAULTS = ("kill", "slow", "silent")
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`kind` is kill, slow or silent."""
+    """`kind` is one of FAULTS."""
 
     at_s: float
     for_s: float
@@ -82,69 +81,96 @@ class FleetSpec:
 def load_fleet(path: Path) -> FleetSpec:
     """Raises BadInput."""
     try:
-        return parse_fleet(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: not TOML: {error}") from error
+    try:
+        return parse_fleet(data)
+    except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
 
 
 def parse_fleet(data: Mapping[str, Any]) -> FleetSpec:
     """Raises BadInput for what the schema does not allow."""
-    try:
-        if data.get("version") != 1:
-            raise BadInput("a fleet file says version = 1")
-        nodes = tuple(spec for entry in data["node"] for spec in _nodes(entry))
-        quality, gateways = data.get("quality", {}), data.get("gateways", {})
-        fleet = FleetSpec(
-            nodes=nodes,
-            slos=tuple(_slo(entry) for entry in data.get("slo", [{"name": "all", "share": 1.0}])),
-            ability={str(k): float(v) for k, v in quality.get("ability", {}).items()},
-            seen_noise=float(quality.get("seen_noise", 0.15)),
-            required_share=float(quality.get("required_share", 0.0)),
-            replicas=int(gateways.get("replicas", 1)),
-            heartbeat_s=float(gateways.get("heartbeat_s", 1.0)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"not a fleet: {error!r}") from error
-    if not nodes or fleet.replicas < 1 or sum(s.share for s in fleet.slos) <= 0.0:
-        raise BadInput("a fleet needs a node, a gateway and an SLO class with a share")
+    top = Table("fleet", data)
+    if top.whole("version", 0) != 1:
+        raise BadInput("a fleet file says version = 1")
+    nodes = tuple(spec for entry in top.items("node") for spec in _nodes(entry))
+    slos = tuple(_slo(entry) for entry in top.items("slo", ({"name": "all", "share": 1.0},)))
+    quality, gateways = top.table("quality"), top.table("gateways")
+    fleet = FleetSpec(
+        nodes=nodes,
+        slos=slos,
+        ability=quality.table("ability").numbers(),
+        seen_noise=quality.number("seen_noise", 0.15),
+        required_share=quality.number("required_share", 0.0),
+        replicas=gateways.whole("replicas", 1, least=1),
+        heartbeat_s=gateways.number("heartbeat_s", 1.0, above=0.0),
+    )
+    for table in (top, quality, gateways):
+        table.done()
+    if not nodes or sum(s.share for s in slos) <= 0.0:
+        raise BadInput("a fleet needs a node and an SLO class with a share")
     return fleet
 
 
-def _nodes(entry: Mapping[str, Any]) -> list[NodeSpec]:
-    count = int(entry.get("count", 1))
-    mean, deviation = entry.get("rtt_ms", [0.0, 0.0])
-    decode = tuple(sorted((int(n), float(tps)) for n, tps in entry["decode_tps"]))
-    faults = tuple(
-        Fault(float(f["at_s"]), float(f["for_s"]), str(f["kind"]), float(f.get("factor", 1.0)))
-        for f in entry.get("failures", [])
+def _nodes(entry: Any) -> list[NodeSpec]:
+    name = Table("node", entry).text("name")
+    table = Table(f"node {name}", entry)
+    table.has("name")
+    count = table.whole("count", 1, least=1)
+    spec = NodeSpec(
+        name=name,
+        tier=_tier(table),
+        variant=table.text("variant"),
+        slots=table.whole("slots", least=1),
+        context_tokens=table.whole("context_tokens", least=1),
+        prefill_tps=table.number("prefill_tps", above=0.0),
+        prefill_chunk=table.whole("prefill_chunk", least=1),
+        decode=_decode(table),
+        cache_tokens=table.whole("cache_tokens", 0),
+        region=table.text("region", ""),
+        rtt_ms=table.pair("rtt_ms", (0.0, 0.0)),
+        speed_noise=table.number("speed_noise", 0.0),
+        cost_per_mtoken=table.number("cost_per_mtoken", 0.0),
+        queue_limit=table.whole("queue_limit", 1 << 20),
+        failures=tuple(_fault(table.where, each) for each in table.items("failures", ())),
     )
-    if not decode or any(f.kind not in ("kill", "slow", "silent") for f in faults):
-        raise BadInput(f"node {entry['name']}: decode_tps is empty or a failure's kind is unknown")
-    slots, prefill_tps, chunk = int(entry["slots"]), float(entry["prefill_tps"]), int(entry["prefill_chunk"])
-    if slots < 1 or prefill_tps <= 0.0 or chunk < 1 or any(n < 1 or tps <= 0.0 for n, tps in decode):
-        raise BadInput(f"node {entry['name']}: slots, speeds and chunks must be positive")
-    return [
-        NodeSpec(
-            name=f"{entry['name']}-{i}" if count > 1 else str(entry["name"]),
-            tier=Tier(entry["tier"]),
-            variant=str(entry["variant"]),
-            slots=slots,
-            context_tokens=int(entry["context_tokens"]),
-            prefill_tps=prefill_tps,
-            prefill_chunk=chunk,
-            decode=decode,
-            cache_tokens=int(entry.get("cache_tokens", 0)),
-            region=str(entry.get("region", "")),
-            rtt_ms=(float(mean), float(deviation)),
-            speed_noise=float(entry.get("speed_noise", 0.0)),
-            cost_per_mtoken=float(entry.get("cost_per_mtoken", 0.0)),
-            queue_limit=int(entry.get("queue_limit", 1 << 20)),
-            failures=faults,
-        )
-        for i in range(count)
-    ]
+    table.done()
+    return [replace(spec, name=f"{name}-{i}") for i in range(count)] if count > 1 else [spec]
 
 
-def _slo(entry: Mapping[str, Any]) -> Slo:
-    limits = (None if entry.get(k) is None else float(entry[k]) for k in ("ttft_ms", "tpot_ms", "total_ms"))
-    return Slo(str(entry["name"]), float(entry["share"]), *limits)
+def _tier(table: Table) -> Tier:
+    word = table.text("tier")
+    if word not in [tier.value for tier in Tier]:
+        raise table.wrong("tier", f"must be one of {', '.join(tier.value for tier in Tier)}")
+    return Tier(word)
+
+
+def _decode(table: Table) -> tuple[tuple[int, float], ...]:
+    points = sorted(table.as_pair("decode_tps", point) for point in table.items("decode_tps"))
+    if not points or any(n < 1 or n != int(n) or tps <= 0.0 for n, tps in points):
+        raise table.wrong("decode_tps", "must be [[sequences at once, tokens/s of each], ...], all above 0")
+    return tuple((int(n), tps) for n, tps in points)
+
+
+def _fault(node: str, entry: Any) -> Fault:
+    table = Table(f"{node}: failures", entry)
+    kind = table.text("kind")
+    if kind not in FAULTS:
+        raise table.wrong("kind", f"must be one of {', '.join(FAULTS)}")
+    fault = Fault(table.number("at_s"), table.number("for_s"), kind, table.number("factor", 1.0))
+    table.done()
+    return fault
+
+
+def _slo(entry: Any) -> Slo:
+    name = Table("slo", entry).text("name")
+    table = Table(f"slo {name}", entry)
+    table.has("name")
+    share = table.number("share", above=-1e-9)
+    limits = [table.optional(key) for key in ("ttft_ms", "tpot_ms", "total_ms")]
+    table.done()
+    return Slo(name, share, *limits)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from simulator.fleet import BadInput, FleetSpec, Slo
+from simulator.fleet import FleetSpec, Slo
+from simulator.tables import BadInput
 from tidegate.routing.prefix import NAMED_BLOCKS
 
 MAX_TOKENS = 1024
+AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 # A block of a Mooncake trace, and of the names that routing goes by.
 TRACE_BLOCK_TOKENS, NAME_TOKENS = 512, 128
 # As many blocks of a prompt have names in a gateway.
@@ -54,15 +57,18 @@ class Arrival:
 
 def read_trace(source: str, limit: int | None = None) -> list[Recorded]:
     """An Azure CSV, a Mooncake JSONL, or `synthetic:RATE:SECONDS`. Raises BadInput."""
-    try:
-        if source.startswith("synthetic:"):
-            _, rate, seconds = source.split(":")
-            return list(islice(_synthetic(float(rate), float(seconds)), limit))
-        with Path(source).open(encoding="utf-8", newline="") as file:
-            lines = _mooncake(file) if source.endswith(".jsonl") else _azure(file)
-            found = list(islice(lines, limit))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{source}: {error!r}") from error
+    if source.startswith("synthetic:"):
+        found = list(islice(_synthetic(*_rate_and_seconds(source)), limit))
+    else:
+        try:
+            with Path(source).open(encoding="utf-8", newline="") as file:
+                lines = _mooncake(file) if source.endswith(".jsonl") else _azure(file)
+                found = list(islice(lines, limit))
+        except BadInput as error:
+            raise BadInput(f"{source}: {error}") from error
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+            raise BadInput(f"{source}: {reason}") from error
     if not found:
         raise BadInput(f"{source}: no requests")
     return found
@@ -112,21 +118,49 @@ def _names(recorded: Recorded) -> tuple[bytes, ...]:
     return tuple(islice(names, full))
 
 
+def _rate_and_seconds(source: str) -> tuple[float, float]:
+    try:
+        rate, seconds = map(float, source.removeprefix("synthetic:").split(":"))
+    except ValueError:
+        rate = seconds = 0.0
+    if not (0.0 < rate < math.inf and 0.0 < seconds < math.inf):
+        raise BadInput(f"{source}: write synthetic:RATE:SECONDS, both above 0, like synthetic:2:600")
+    return rate, seconds
+
+
 def _azure(lines: Iterator[str]) -> Iterator[Recorded]:
-    for row in csv.DictReader(lines):
-        at = datetime.fromisoformat(row["TIMESTAMP"][:26])
-        yield Recorded(at.timestamp(), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+    rows = csv.DictReader(lines)
+    missing = [name for name in AZURE_COLUMNS if name not in (rows.fieldnames or ())]
+    if missing:
+        raise BadInput(
+            f"a CSV trace has the columns {', '.join(AZURE_COLUMNS)}; missing: {', '.join(missing)}"
+        )
+    for row in rows:
+        try:
+            at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+            found = Recorded(at.timestamp(), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"line {rows.line_num}: a date and two whole numbers are needed") from error
+        yield found
 
 
 def _mooncake(lines: Iterator[str]) -> Iterator[Recorded]:
-    for line in lines:
-        row = json.loads(line)
-        yield Recorded(
-            row["timestamp"] / 1000,
-            int(row["input_length"]),
-            int(row["output_length"]),
-            tuple(map(int, row["hash_ids"])),
-        )
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            found = Recorded(
+                row["timestamp"] / 1000,
+                int(row["input_length"]),
+                int(row["output_length"]),
+                tuple(map(int, row["hash_ids"])),
+            )
+        except KeyError as error:
+            raise BadInput(f"line {number}: {error.args[0]} is missing") from error
+        except (ValueError, TypeError) as error:
+            raise BadInput(
+                f"line {number}: JSON with timestamp, input_length, output_length and hash_ids is needed"
+            ) from error
+        yield found
 
 
 def _synthetic(rate: float, seconds: float) -> Iterator[Recorded]:

@@ -37,8 +37,8 @@ Every program reads one TOML file, given by `--config FILE`; keys that are not s
 An environment variable named after a key's path wins over the file:
 `TIDEGATE_EDGE__LOCAL_API__PORT=12000`. Lists are written as words between commas or as JSON, tables and lists
 of tables as JSON. An unknown key or variable is an error that names it. `--check-config` reads the settings
-and exits: it reports every wrong key and type, else every part (doors, secrets, certificates, files) that could not
-be used.
+and exits: it reports every wrong key and type, else every part (doors, secrets, certificates, files)
+that could not be used.
 
 Secrets are never settings: a setting names the *file* or the *environment variable* that holds one. Durations
 carry their unit in the name (`_s` seconds, `_ms` milliseconds).

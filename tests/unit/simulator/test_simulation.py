@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from simulator.__main__ import main
-from simulator.fleet import BadInput, FleetSpec, load_fleet, parse_fleet
+from simulator.fleet import FleetSpec, load_fleet, parse_fleet
 from simulator.foresight import Foresight
 from simulator.policies import POLICIES
 from simulator.report import report
 from simulator.run import Served, Simulation
-from simulator.trace import Recorded, draw
+from simulator.tables import BadInput
+from simulator.trace import Recorded, draw, read_trace
 
 NODE = {
     "name": "edge",
@@ -29,6 +30,9 @@ NODE = {
 }
 CLOUD = {**NODE, "name": "cloud", "tier": "cloud", "variant": "large", "slots": 8, "cost_per_mtoken": 1.0}
 CLOUD["decode_tps"] = [[1, 50.0], [8, 40.0]]
+
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "fleet.toml"
 
 
 def fleet_of(*nodes: dict[str, object], **more: object) -> FleetSpec:
@@ -137,10 +141,100 @@ def test_what_is_foreseen_once_is_as_if_foreseen_for_every_request(
     assert max(total_s for _, total_s in kept) > 20.0  # they did wait
 
 
-@pytest.mark.parametrize("broken", [{}, {"version": 1, "node": []}, {"version": 1, "node": [{"name": "x"}]}])
-def test_what_is_no_fleet_is_said_in_one_line(broken: dict[str, object]) -> None:
-    with pytest.raises(BadInput):
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"decode_tps": 30}, "node edge: decode_tps must be a list"),
+        ({"decode_tps": [30]}, "node edge: decode_tps must be two numbers in brackets"),
+        ({"decode_tps": []}, r"node edge: decode_tps must be \[\["),
+        ({"queue_limt": 4}, 'node edge: unknown key queue_limt, did you mean "queue_limit"?'),
+        ({"slots": 0}, "node edge: slots must be a whole number of 1 or more"),
+        ({"prefill_tps": "fast"}, "node edge: prefill_tps must be a number"),
+        ({"tier": "moon"}, "node edge: tier must be one of edge, cloud"),
+        ({"failures": [{"kind": "nap"}]}, "node edge: failures: kind must be one of kill, slow, silent"),
+        ({"slots": ...}, "node edge: slots must be set"),
+        ({"name": ...}, "node: name must be set"),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_named(node: dict[str, object], said: str) -> None:
+    changed = {key: value for key, value in {**NODE, **node}.items() if value is not ...}
+    with pytest.raises(BadInput, match=said.replace("?", "[?]")):
+        fleet_of(changed)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({}, "version = 1"),
+        ({"version": 1, "node": []}, "needs a node"),
+        ({"version": 1}, "node must be set"),
+        ({"version": 1, "node": [NODE], "nodes": []}, 'unknown key nodes, did you mean "node"'),
+        ({"version": 1, "node": [NODE], "gateways": {"replicas": 0}}, "replicas must be a whole number of 1"),
+        ({"version": 1, "node": [NODE], "slo": [{"name": "a"}]}, "slo a: share must be set"),
+        ({"version": 1, "node": [NODE], "quality": {"ability": {"small": "x"}}}, "ability: small must be"),
+    ],
+)
+def test_what_is_wrong_with_a_fleet_is_named(broken: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
         parse_fleet(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("synthetic:-2:10", None, "write synthetic:RATE:SECONDS"),
+        ("synthetic:2:inf", None, "write synthetic:RATE:SECONDS"),
+        ("synthetic:2", None, "write synthetic:RATE:SECONDS"),
+        ("synthetic:0.001:1", None, "no requests"),
+        ("t.csv", None, "t.csv: No such file"),
+        ("t.csv", "a,b\n1,2\n", "missing: TIMESTAMP, ContextTokens, GeneratedTokens"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nnow,1,2\n", "line 2: a date"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n", "no requests"),
+        ("t.jsonl", '{"timestamp": 1}\n', "line 1: input_length is missing"),
+        ("t.jsonl", "[]\n", "line 1: JSON with timestamp"),
+    ],
+)
+def test_what_is_wrong_with_a_trace_is_named(tmp_path: Path, name: str, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=said):
+        read_trace(name if text is None and ":" in name else str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--limit", "0"), "--limit: must be a whole number of 1 or more"),
+        (("--target-share", "3"), "--target-share: must be a number above 0 and below 1"),
+        (("--rate", "nan"), "--rate: must be a number above 0"),
+    ],
+)
+def test_wrong_options_are_named(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--trace", "synthetic:2:600", "--fleet", str(EXAMPLE), *words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "all 18 requests are warm-up, 200 for each of 10 nodes"),
+        (("--plot", "/no/such/folder/x.png"), "--plot: there is no folder /no/such/folder"),
+        (("--warm-up", "0", "--plot", "{}/x.nothing"), "--plot: Format"),
+        (("--compare", "tidegate,luck"), "unknown policy luck"),
+    ],
+)
+def test_what_cannot_be_played_is_one_line(
+    words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(tmp_path) for word in words]
+    assert main(["--trace", "synthetic:2:5", "--fleet", str(EXAMPLE), *filled]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[-1]
+    assert lines[-1].startswith("tidegate simulate: ")
 
 
 def test_the_program_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,9 +246,8 @@ def test_the_program_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["--trace", "synthetic:1:20", "--fleet", str(fleet), "--warm-up", "0", "--json"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["policy"] == "tidegate"
-    assert main(["--trace", str(tmp_path / "none.csv"), "--fleet", str(fleet)]) == 1
+    assert main(["--trace", str(tmp_path / "none.csv"), "--fleet", str(fleet)]) == 2
 
 
 def test_the_example_is_a_fleet() -> None:
-    example = Path(__file__).parents[3] / "examples" / "fleet.toml"
-    assert {spec.tier.value for spec in load_fleet(example).nodes} == {"edge", "cloud"}
+    assert {spec.tier.value for spec in load_fleet(EXAMPLE).nodes} == {"edge", "cloud"}

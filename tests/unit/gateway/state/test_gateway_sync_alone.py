@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from gateway_fakes import Clock, add_ready
 
@@ -22,3 +24,13 @@ async def test_nodes_are_told_only_where_another_replica_may_read(clock: Clock, 
     assert len(await store.read_nodes()) == (0 if alone else 1)
     assert len((await store.read_sessions(""))[1]) == 1
     assert sync.up
+
+
+@pytest.mark.parametrize(("alone", "told"), [(True, []), (False, ["shared store reached"])])
+async def test_a_store_is_told_of_only_where_it_is_shared(
+    clock: Clock, caplog: pytest.LogCaptureFixture, alone: bool, told: list[str]
+) -> None:
+    sync = StoreSync(MemoryStore(clock), Fleet(clock), Sessions(b"k" * 32, stricter=max), "gw-a", alone=alone)
+    with caplog.at_level(logging.INFO):
+        await sync.once()
+    assert caplog.messages == told
