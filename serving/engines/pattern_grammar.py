@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_PATTERN_CHARS = 512
 # Of all bounded repetitions together: llama.cpp writes them out.
 MAX_WRITTEN = 1000
+# Where a text can be read in many ways, llama.cpp keeps every reading and tries tokens against all of them.
+# So there are bounds for repetitions inside of each other, and for several in a row.
+MAX_NESTED = 200
+MAX_IN_A_ROW = 400
 _MAX_DEPTH = 16
 
 # Sorted, disjoint (first, last) code points.
@@ -37,11 +41,15 @@ class UnwritablePattern(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An expression, and how many characters its texts have; `most` None is without end."""
+    """An expression, and how many characters its texts have; `most` None is without end.
+
+    `readings` bounds in how many places of it a text can be at once, in one repetition of it.
+    """
 
     rule: str
     least: int
     most: int | None
+    readings: int = 1
 
 
 def pattern_rule(pattern: str, char: str) -> Written:
@@ -133,17 +141,22 @@ class _Reader:
             raise UnwritablePattern("a repetition is repeated")
         least, most = bounds
         if (least, most) == (0, 1):
-            return one if one.least == 0 else Written(f"({one.rule})?", 0, one.most)
+            return one if one.least == 0 else replace(one, rule=f"({one.rule})?", least=0)
         if one.least == 0:
             raise UnwritablePattern("it repeats what may be empty")
         self._written += most if most is not None else least
         if self._written > MAX_WRITTEN:
             raise UnwritablePattern(f"its repetitions come to more than {MAX_WRITTEN}")
+        times = 1 if least == most and one.readings == 1 else most if most is not None else least
+        readings = one.readings * max(times, 1)
+        if readings > MAX_NESTED and one.readings > 1:
+            raise UnwritablePattern(f"repetitions inside of each other come to more than {MAX_NESTED}")
         sign = f"{{{least},{'' if most is None else most}}}"
         if most is None and least < 2:
             sign = "+" if least else "*"
         longest = None if most is None or one.most is None else most * one.most
-        return Written(f"({one.rule}){sign}" if most != 0 else '""', least * one.least, longest)
+        rule = f"({one.rule}){sign}" if most != 0 else '""'
+        return Written(rule, least * one.least, longest, readings)
 
     def _quantifier(self) -> tuple[int, int | None] | None:
         for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
@@ -276,11 +289,23 @@ def _after_another(parts: list[Written]) -> Written:
     if not parts:
         return Written('""', 0, 0)
     most = None if any(part.most is None for part in parts) else sum(part.most or 0 for part in parts)
-    return Written(" ".join(part.rule for part in parts), sum(part.least for part in parts), most)
+    varied = [part.readings for part in parts if part.readings > 1 or part.least == 0]
+    if len(varied) > 1 and sum(varied) > MAX_IN_A_ROW:
+        raise UnwritablePattern(f"repetitions after another come to more than {MAX_IN_A_ROW}")
+    rule, least = " ".join(part.rule for part in parts), sum(part.least for part in parts)
+    return Written(rule, least, most, max(sum(varied), 1))
 
 
 def _either(found: list[Written]) -> Written:
     if len(found) == 1:
         return found[0]
     most = None if any(each.most is None for each in found) else max(each.most or 0 for each in found)
-    return Written(f"({' | '.join(each.rule for each in found)})", min(each.least for each in found), most)
+    rule, least = f"({' | '.join(each.rule for each in found)})", min(each.least for each in found)
+    readings = [each.readings for each in found]
+    return Written(rule, least, most, max(readings) if _differ_at_once(found) else sum(readings))
+
+
+def _differ_at_once(found: list[Written]) -> bool:
+    """Whether the first character tells which of them a text is."""
+    firsts = {each.rule[1 : 3 if each.rule[1:2] == "\\" else 2] for each in found if each.rule[0] == '"'}
+    return len(firsts - {'"'}) == len(found)

@@ -172,6 +172,13 @@ class PrefixCache:
             if not slot.busy:
                 self._vacate(slot, 0)
 
+    def forget_slots(self) -> None:
+        """What idle slots held is lost; parked blocks are not."""
+        for slot in self.slots:
+            if not slot.busy:
+                slot.tokens, slot.filled = slot.tokens[:0], 0
+                self._name(slot, (), 0)
+
     def pin(self, slot: Slot, tenants: Sequence[str]) -> int:
         """Parks what an idle slot holds for each tenant and keeps it for good; how many tokens that are."""
         if self.tree is None:

@@ -68,7 +68,7 @@ class DeviceTuning:
                 told: Frame = {"t": "tuned", "build": self._build, "curves": found, "threads": self.threads}
                 send(told | {"speeds": [meter.prefill_tokens_per_s, meter.decode_curve()]})
 
-            tuner = SelfTuner(context, self._wanted(model), done)
+            tuner = SelfTuner(context, self._wanted(model), done, loop.cache.forget_slots)
 
         def rest(wake: threading.Event) -> None:
             if tuner is not None:

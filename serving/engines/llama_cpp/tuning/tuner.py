@@ -38,17 +38,20 @@ class Wanted:
 
 
 class SelfTuner:
-    """Takes the loop's place while there is nothing to do. `done` is called on the loop's thread."""
+    """Takes the loop's place while there is nothing to do. `done` is called on the loop's thread, and so is
+    `cleared` when what lay in the context is lost."""
 
     def __init__(
         self,
         context: Context,
         wanted: Wanted,
         done: Done,
+        cleared: Callable[[], None],
         watch: CpuWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context, self._wanted, self._done = context, wanted, done
+        self._cleared = cleared
         self._watch = watch or CpuWatch(clock=clock)
         self._clock = clock
         self._tries_left = _TRIES
@@ -93,4 +96,5 @@ class SelfTuner:
         finally:
             self._context.set_threads(wanted.threads)
             self._context.clear()
+            self._cleared()
         return measuring.curves if disturbed_s < _DISTURBED_CORES * (last_s - began_s) else []

@@ -79,6 +79,10 @@ def test_what_the_grammar_takes(pattern: str, accepted: list[str], refused: list
         ("a**", "repeated"),
         ("a{1001}", "more than 1000"),
         ("(a{500}b{500}){2}", "more than 1000"),
+        ("(((a){1,12}){1,12}){1,12}", "inside of each other"),
+        ("(a|ab|abc|b){1,60}", "inside of each other"),
+        ("(ca?a?a?){1,80}", "inside of each other"),
+        ("[ab]{1,300}a{1,300}", "after another"),
         ("a{2,1}", "reversed"),
         ("a{x}", "does not begin"),
         ("a^b", "does not belong"),
@@ -101,6 +105,19 @@ def test_what_the_grammar_takes(pattern: str, accepted: list[str], refused: list
 def test_what_cannot_be_written_is_refused_by_name(pattern: str, why: str) -> None:
     with pytest.raises(UnwritablePattern, match=why):
         pattern_rule(pattern, CHAR)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^[a-z0-9._-]{1,64}@[a-z0-9-]{1,255}\.[a-z]{2,20}$",
+        r"^(red|green|blue)(, (red|green|blue)){0,60}$",
+        r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$",
+        r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?Z$",
+    ],
+)
+def test_what_people_write_is_not_too_much(pattern: str) -> None:
+    assert pattern_rule(pattern, CHAR).rule
 
 
 @given(st.text(alphabet="ab^$|()[]{}*+?.\\d-,1:", max_size=12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -42,12 +43,23 @@ def test_pages_of_a_model_are_given_back_and_come_again(tmp_path: Path) -> None:
         kept.close()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 def test_what_could_be_written_to_is_left_alone(tmp_path: Path) -> None:
+    """Giving back private pages that were written to would lose what was written."""
+    page = mmap.PAGESIZE
+    written = mmap.mmap(-1, page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    written[:4] = b"kept"
+    start = ctypes.addressof(ctypes.c_char.from_buffer(written))
     maps = tmp_path / "maps"
-    maps.write_text(
-        "7f0000000000-7f0000001000 rw-p 00000000 08:01 12 /models/m.gguf\n"
-        "7f0000002000-7f0000003000 r--p 00000000 08:01 13 /lib/libc.so\n"
-        "7f0000004000-7f0000005000 rw-p 00000000 00:00 0\n"
-    )
-    assert release_model_pages(maps) == 0
+
+    def release(rights: str, path: str) -> int:
+        maps.write_text(f"{start:x}-{start + page:x} {rights} 00000000 08:01 12 {path}\n")
+        return release_model_pages(maps)
+
+    for rights, path in (("rw-p", "/models/m.gguf"), ("r--p", "/lib/libc.so"), ("rw-p", "")):
+        assert release(rights, path) == 0
+        assert written[:4] == b"kept"
+    # The control: taken for a model's, the very pages are lost.
+    assert release("r--p", "/models/m.gguf") == page
+    assert written[:4] != b"kept"
     assert release_model_pages(tmp_path / "none") == 0

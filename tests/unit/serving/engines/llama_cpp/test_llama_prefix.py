@@ -84,6 +84,22 @@ def test_what_a_slot_held_is_parked_before_it_is_lost() -> None:
         assert rig.run(first) == (0, cached)
 
 
+@pytest.mark.parametrize(("parked_tokens", "cached"), [(0, 0), (1000, 64)])
+def test_what_idle_slots_lost_is_not_taken_for_held(parked_tokens: int, cached: int) -> None:
+    rig, first = Rig(2, parked_tokens), text(1, 70)
+    running = rig.begin(text(2, 40))
+    rig.run(first, ((A, 32), (B, 64)))
+    rig.cache.park_idle()
+    for index in range(2):
+        if index != running.slot.index:
+            rig.memory.rows[index] = tokens()
+    rig.cache.names.take_changes()
+    rig.cache.forget_slots()
+    assert running.slot.filled == 40, "what runs goes on"
+    assert sorted(rig.cache.names.take_changes()[1]) == ([] if cached else [A, B])
+    assert rig.run(first)[1] == cached
+
+
 def test_a_shorter_prompt_does_not_destroy_a_longer_one() -> None:
     rig = Rig(1, 300)
     long = text(1, 128)

@@ -30,6 +30,7 @@ class Context:
             np.zeros(512, np.int32) for _ in range(4)
         )
         self.is_clear = True
+        self.is_told = True
         self.on_step: Callable[[], None] = lambda: None
 
     def set_threads(self, count: int) -> None:
@@ -38,7 +39,7 @@ class Context:
     def decode(self, count: int) -> bool:
         self.now_s += (8.0 + count) / 1000.0 / self.threads
         self.steps += 1
-        self.is_clear = False
+        self.is_clear = self.is_told = False
         self.on_step()
         return True
 
@@ -47,6 +48,10 @@ class Context:
 
     def clear(self) -> None:
         self.is_clear = True
+
+    def told(self) -> None:
+        """What lay here before the measuring is known to be lost."""
+        self.is_told = self.is_clear
 
     def clock(self) -> float:
         return self.now_s
@@ -64,7 +69,7 @@ class Watch(CpuWatch):
 
 def tuner(context: Any, done: Callable[[list[Curve]], None], watch: CpuWatch) -> SelfTuner:
     wanted = Wanted(1000, 512, threads=1, threads_to_try=TRIED, sizes=[1, 4], after_s=0.001)
-    return SelfTuner(context, wanted, done, watch, context.clock)
+    return SelfTuner(context, wanted, done, context.told, watch, context.clock)
 
 
 def test_a_sweep_finds_what_steps_take() -> None:
@@ -86,7 +91,7 @@ def test_idle_it_measures_once_and_then_waits() -> None:
     found: list[list[Curve]] = []
 
     def done(curves: list[Curve]) -> None:
-        assert (context.threads, context.is_clear) == (1, True)
+        assert (context.threads, context.is_clear, context.is_told) == (1, True, True)
         found.append(curves)
         wake.set()
 
@@ -105,7 +110,7 @@ def test_work_that_arrives_ends_it_after_the_step() -> None:
     measuring = tuner(context, lambda curves: pytest.fail("was interrupted"), Watch())
     measuring.rest(wake)
     assert context.steps == 9
-    assert (context.threads, context.is_clear) == (1, True)
+    assert (context.threads, context.is_clear, context.is_told) == (1, True, True)
     measuring.worked()
     wake.clear()
     threading.Timer(0.02, wake.set).start()
