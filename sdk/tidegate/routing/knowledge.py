@@ -92,6 +92,10 @@ class Knowledge:
         )  # fmt: skip
         self.outlook: Outlook | None = None
 
+    def hears_its_class(self) -> bool:
+        """Whether the odds it was last scored with are still those of its class."""
+        return self.pool is None or self.pool.residuals.joint.odds is self._class_joint
+
     def scored(self, regime: int) -> Scored:
         """Odds and the medians of TTFT, per-token time and total, as ratios to the raw predictions."""
         own, pool = self.residuals, self.pool
@@ -157,7 +161,7 @@ class Knowledge:
         network_ms = of_path * (rtt_ms + NETWORK_BASE_MS) - NETWORK_BASE_MS
         if network_ms < rtt_ms:
             network_ms = rtt_ms
-        odds, of_ttft, of_tpot, of_total = self._scored[regime] or self.scored(regime)
+        odds, of_ttft, of_tpot, of_total = self.scored(regime)
         # As a plain tuple: it is made and taken apart once per candidate of every decision.
         return (
             node,

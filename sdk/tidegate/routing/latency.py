@@ -137,7 +137,7 @@ class LearnedLatency:
             known = self._classes.get((announced.hardware_class, variant.digest), self._unlearned)
             return known.look_at(node, self._report(announced.node_id, node.speeds))
         kept = known.outlook
-        if kept is not None and kept[0] is node:
+        if kept is not None and kept[0] is node and known.hears_its_class():
             return kept
         known.outlook = kept = known.look_at(node, known.curves_of(node.speeds, max(announced.slots, 1)))
         return kept

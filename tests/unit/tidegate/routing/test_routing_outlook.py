@@ -7,10 +7,10 @@ from random import Random
 
 from routing_fixtures import SMALL, node, observed, query
 
-from tidegate.routing.domain import InFlight, NodeLoad, NodeState, Speeds
+from tidegate.routing.domain import Budget, InFlight, NodeLoad, NodeState, Speeds
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.odds import PRIOR
-from tidegate.routing.prediction import Prediction
+from tidegate.routing.prediction import Prediction, p_meet
 
 
 def changed(old: NodeState, rng: Random) -> NodeState:
@@ -48,3 +48,24 @@ def test_a_model_that_keeps_nothing_predicts_the_same() -> None:
         if step % 4 == 0:
             nodes[at] = changed(nodes[at], rng)
     assert kept > 300  # there was something that could be too old
+
+
+def test_a_node_left_alone_hears_what_its_class_learns() -> None:
+    rng, model = Random(1), LearnedLatency()
+    busy, left = node("edge-a"), node("edge-b")
+    asked = query(prompt_tokens=200)
+    for _ in range(40):
+        for name, each in (("edge-a", busy), ("edge-b", left)):
+            model.record(observed(model.predict(each, SMALL, asked), name=name, ttft_times=1, tpot_times=1))
+    before = model.predict(left, SMALL, asked)
+    for _ in range(300):
+        times = rng.choice((1, 1, 6))
+        predicted = model.predict(busy, SMALL, asked)
+        model.record(observed(predicted, name="edge-a", ttft_times=1, tpot_times=times))
+    after = model.predict(left, SMALL, asked)
+    assert after.tpot_p95_ms > 2 * before.tpot_p95_ms
+    assert (
+        p_meet(after, Budget(tpot_ms=2 * after.tpot_ms), 0.0)
+        < 0.9
+        < p_meet(before, Budget(tpot_ms=2 * before.tpot_ms), 0.0)
+    )
