@@ -7,13 +7,24 @@ ends, and of those that found it idle. It is unknown until both were seen.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.node.power_files import POWERCAP, SUPPLIES, Energy, Supplies, read_energy, read_supplies
+from serving.node.power_files import (
+    MAX_WATTS,
+    POWERCAP,
+    SUPPLIES,
+    Energy,
+    Supplies,
+    read_energy,
+    read_supplies,
+)
 from tidegate.routing.domain import Power
+
+_LOG = logging.getLogger(__name__)
 
 WEIGHT = 0.2
 # Of each kind, before the difference says anything.
@@ -69,13 +80,19 @@ class PowerWatch:
         return None if self._power == Power() else self._power
 
     async def run(self) -> None:
-        """Never ends; with an interval of 0 nothing is read."""
+        """Never ends; with an interval of 0 nothing is read. No file is worth the node: what cannot be
+        made sense of is said once, and looked at again."""
+        told = False
         while True:
             if self._options.interval_s <= 0.0:
                 await asyncio.Event().wait()
             busy = self._is_busy()
-            read = await asyncio.to_thread(self._read)
-            self._take(busy, *read)
+            try:
+                self._take(busy, *await asyncio.to_thread(self._read))
+            except Exception:
+                if not told:
+                    _LOG.exception("what is said of this device's power cannot be made sense of")
+                told = True
             await asyncio.sleep(self._options.interval_s)
 
     def look(self) -> None:
@@ -92,6 +109,8 @@ class PowerWatch:
         if draw_w is None and now_s > self._looked_s:
             joules = energy.joules_since(self._energy)
             draw_w = None if joules is None else joules / (now_s - self._looked_s)
+            if draw_w is not None and not 0.0 <= draw_w <= MAX_WATTS:
+                draw_w = None
         self._energy, self._looked_s = energy, now_s
         if draw_w is not None and busy == self._was_busy:
             (self._busy if busy else self._idle).add(draw_w)

@@ -12,6 +12,10 @@ from pathlib import Path
 
 SUPPLIES = Path("/sys/class/power_supply")
 POWERCAP = Path("/sys/class/powercap")
+# More than any device has or draws: what lies beyond is no reading.
+MAX_WATTS = 1e5
+_MAX_ENERGY_UWH = 1e9
+_MAX_NUMBER = 1e20
 _FEEDS = frozenset({"Mains", "USB", "Wireless"})
 
 
@@ -36,7 +40,7 @@ def read_supplies(folder: Path = SUPPLIES) -> Supplies:
         elif kind == "Battery" and _text(supply / "scope") != "Device" and _text(supply / "present") != "0":
             share = _share(supply)
             if share is not None:
-                shares.append((share, _number(supply / "energy_full") or 1.0))
+                shares.append((share, _size(supply)))
             if _text(supply / "status") == "Discharging":
                 discharging = True
                 watts += _watts(supply)
@@ -45,7 +49,7 @@ def read_supplies(folder: Path = SUPPLIES) -> Supplies:
         # A battery that discharges while the mains are plugged in only helps out.
         on_battery=discharging and not any(online),
         battery_share=sum(share * size for share, size in shares) / whole if shares else None,
-        discharge_w=watts if discharging and watts > 0.0 else None,
+        discharge_w=watts if discharging and 0.0 < watts <= MAX_WATTS else None,
     )
 
 
@@ -84,12 +88,18 @@ def _share(supply: Path) -> float | None:
     return None if percent is None else min(max(percent / 100.0, 0.0), 1.0)
 
 
+def _size(supply: Path) -> float:
+    """What the battery's share weighs beside those of others; hardly anything where it does not say."""
+    full = _number(supply / "energy_full")
+    return full if full is not None and 0.0 < full <= _MAX_ENERGY_UWH else 1.0
+
+
 def _watts(supply: Path) -> float:
     power = _number(supply / "power_now")
     if power is not None:
         return abs(power) / 1e6
     current, voltage = _number(supply / "current_now"), _number(supply / "voltage_now")
-    return 0.0 if current is None or voltage is None else abs(current) * voltage / 1e12
+    return 0.0 if current is None or voltage is None else abs(current * voltage) / 1e12
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -111,4 +121,4 @@ def _number(file: Path) -> float | None:
         number = float(_text(file))
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and abs(number) <= _MAX_NUMBER else None

@@ -169,7 +169,7 @@ class LlamaCppEngine:
             raise EngineRefused(Failure(Cause.OVERLOADED, f"{limit} sequences run or wait already"))
         entry = self._ledger.add(work, input_text(work), self._clock())
         entry.slept = self._slumber.asleep
-        self._slumber.wanted()
+        self._slumber.wanted(work)
         if self._idle.is_set():
             self._idle.clear()
             self._last_progress = self._clock()
@@ -182,7 +182,7 @@ class LlamaCppEngine:
         if not self._slumber.asleep and (self._child is None or not self._ready):
             raise EngineRefused(Failure(Cause.ENGINE_CRASHED, "the engine is being started again"))
         frame = self._embeds.add(work, self._clock())
-        self._slumber.wanted()
+        self._slumber.wanted(work)
         self._tell(frame)
 
     def _tell(self, frame: Frame) -> None:

@@ -31,21 +31,23 @@ class Slumber:
     def look_every_s(self) -> float:
         return min(1.0, self._after_s / 4.0)
 
-    def wanted(self) -> None:
-        """Work has come."""
+    def wanted(self, work: Work) -> None:
+        """Work has come. It may be over before anybody looks, and is use all the same."""
+        self._note_use((work,))
         if self.asleep and self._waking_s is None:
             self._waking_s = self._clock()
             self._wanted.set()
 
     def is_due(self, works: Sequence[Work]) -> bool:
-        """Whether the model should be unloaded now, where `works` are there.
-
-        Gateways' probes do not count as use: they would keep every model loaded for nobody.
-        """
-        if any(work.priority > PROBE_PRIORITY for work in works):
-            self._used_s = self._clock()
+        """Whether the model should be unloaded now, where `works` are there."""
+        self._note_use(works)
         idle_s = self._clock() - self._used_s
         return self.enabled and not works and not self.asleep and idle_s >= self._after_s
+
+    def _note_use(self, works: Sequence[Work]) -> None:
+        """Gateways' probes are none: they would keep every model loaded for nobody."""
+        if any(work.priority > PROBE_PRIORITY for work in works):
+            self._used_s = self._clock()
 
     def fall_asleep(self) -> None:
         self.asleep, self._waking_s = True, None

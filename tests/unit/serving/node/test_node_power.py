@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_what_is_missing_or_nonsense_is_unknown(tmp_path: Path, capacity: str | 
     assert read_energy(tmp_path) == Energy()
     assert read_supplies(tmp_path / "nowhere") == Supplies()
     assert read_energy(tmp_path / "nowhere") == Energy()
+
+
+@pytest.mark.parametrize("size", ["-1", "-0.5", "0", "1e308", "-1e308", "nan", "1e10"])
+def test_a_battery_that_says_nonsense_of_its_size_hardly_counts(tmp_path: Path, size: str) -> None:
+    put(tmp_path / "BAT0", type="Battery", capacity=50, energy_full=size, status="Discharging",
+        current_now="1e308", voltage_now="-1e308", power_now="1e308")  # fmt: skip
+    assert read_supplies(tmp_path) == Supplies(True, 0.5, None)
+    put(tmp_path / "BAT1", type="Battery", capacity=100, energy_full=30_000_000)
+    assert read_supplies(tmp_path).battery_share == pytest.approx(1.0, abs=1e-6)
+    put(tmp_path / "BAT1", energy_full=size)
+    assert read_supplies(tmp_path).battery_share == pytest.approx(0.75)
 
 
 def rapl(folder: Path, microjoules: int, *, psys: int | None = None) -> None:
@@ -114,3 +126,41 @@ def test_the_operators_word_needs_no_file(tmp_path: Path) -> None:
     power = bench.look(1.0, busy=False, times=2)
     assert power is not None
     assert (power.work_w, power.metered) == (12.0, True)
+
+
+@pytest.mark.parametrize("joules", ["1e308", "-1e308", "1e19"])
+def test_a_counter_that_jumps_anywhere_is_no_draw(tmp_path: Path, joules: str) -> None:
+    bench = Bench(tmp_path)
+    bench.look(0.5, busy=False, times=2)
+    for zone in ("intel-rapl:0", "intel-rapl-mmio:0"):
+        put(tmp_path / zone, energy_uj=joules)
+    bench.now_s += 5.0
+    bench.watch.look()
+    power = bench.watch.now()
+    assert power is None or power.draw_w is None
+
+
+@pytest.mark.looptime
+async def test_a_look_that_fails_is_told_once_and_does_not_end_the_watch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, metered=True)
+    looks = []
+
+    def broken() -> object:
+        looks.append(1)
+        if len(looks) < 4:
+            raise ZeroDivisionError
+        return Supplies(True, 0.5), Energy(), 0.0
+
+    monkeypatch.setattr(bench.watch, "_read", broken)
+    watching = asyncio.create_task(bench.watch.run())
+    async with asyncio.timeout(60.0):
+        while len(looks) < 5:
+            await asyncio.sleep(1.0)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert len([r for r in caplog.records if r.exc_info]) == 1
+    power = bench.watch.now()
+    assert power is not None
+    assert power.battery_share == 0.5

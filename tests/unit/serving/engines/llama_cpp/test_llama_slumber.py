@@ -58,6 +58,20 @@ def test_it_is_due_after_so_long_without_anybodys_work() -> None:
     assert not never.is_due([])
 
 
+@pytest.mark.parametrize(("work", "kept"), [(WORK, True), (PROBE, False)])
+def test_work_that_is_over_before_anybody_looks_keeps_the_model(work: Work, kept: bool) -> None:
+    time = Time()
+    slumber = Slumber(60.0, time)
+    slumber.loaded(2500.0)
+    due = []
+    for _ in range(100):
+        time.now_s += 1.0
+        slumber.wanted(work)
+        time.now_s += 1.0
+        due.append(slumber.is_due([]))
+    assert any(due) is not kept
+
+
 def test_how_long_it_still_takes_to_wake_it() -> None:
     time = Time()
     slumber = Slumber(60.0, time)
@@ -66,9 +80,9 @@ def test_how_long_it_still_takes_to_wake_it() -> None:
     slumber.fall_asleep()
     time.now_s += 500.0
     assert slumber.wake_ms == 2500.0
-    slumber.wanted()
+    slumber.wanted(WORK)
     time.now_s += 1.0
-    slumber.wanted()
+    slumber.wanted(PROBE)
     assert slumber.wake_ms == pytest.approx(1500.0)
     time.now_s += 60.0
     assert slumber.wake_ms == pytest.approx(250.0)
