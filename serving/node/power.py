@@ -89,7 +89,7 @@ class PowerWatch:
             busy = self._is_busy()
             try:
                 self._take(busy, *await asyncio.to_thread(self._read))
-            except Exception:
+            except Exception:  # noqa: BLE001 - told once, not every few seconds
                 if not told:
                     _LOG.exception("what is said of this device's power cannot be made sense of")
                 told = True
