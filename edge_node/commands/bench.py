@@ -13,6 +13,7 @@ from edge_node.settings import EdgeSettings
 from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import default_models_dir
 from serving.engines.llama_cpp.catalog import file_digest
+from serving.engines.llama_cpp.gguf_check import check_gguf
 from serving.engines.llama_cpp.variants import curves
 from serving.engines.llama_cpp.variants.curve import best_threads, cores, threads_to_try
 from serving.settings import load_settings
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     tell = teller(is_json=options.json)
     source = find_model(options.model, default_models_dir())
+    check_gguf(source)
     folder = load_settings(EdgeSettings, options.config).state_folder() / curves.FOLDER
     if options.show:
         found = curves.load(folder, file_digest(source))

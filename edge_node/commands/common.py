@@ -11,6 +11,7 @@ from typing import Any
 
 from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
+from serving.engines.llama_cpp.gguf_check import unknown_quantization
 
 BUNDLED = "bundled"
 
@@ -41,10 +42,9 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
 
 
 def quantizations(text: str) -> list[str]:
@@ -52,6 +52,8 @@ def quantizations(text: str) -> list[str]:
     names = list(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
     if not names:
         raise argparse.ArgumentTypeError("name at least one, like Q4_0")
+    if problem := unknown_quantization(names):
+        raise argparse.ArgumentTypeError(problem)
     return names
 
 

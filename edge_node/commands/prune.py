@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         layers = check_layers(options.layers, read_gguf(source).number("block_count"))
     else:
         search = LayerSearch(source, options.out, threads=options.threads, max_s=options.max_s, progress=tell)
+        search.check_count(options.count)
         whole = search.whole()
         choice = search.choose(options.count)
         layers = choice.layers

@@ -17,6 +17,7 @@ from edge_node.commands.common import (
     say_json,
     teller,
 )
+from serving.engines.llama_cpp.gguf_check import unknown_quantization
 from serving.engines.llama_cpp.variants.report import ReportSettings, Wanted, existing_variants, measure_all
 from serving.engines.llama_cpp.variants.show import advice, as_json, plot, table
 
@@ -78,13 +79,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _variants(text: str) -> list[Wanted]:
     try:
-        return list(dict.fromkeys(Wanted.parse(word) for word in text.split(",") if word.strip()))
+        found = list(dict.fromkeys(Wanted.parse(word) for word in text.split(",") if word.strip()))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if problem := unknown_quantization(each.quantization for each in found):
+        raise argparse.ArgumentTypeError(problem)
+    return found
 
 
 def _context(text: str) -> int:
-    number = int(text)
-    if number < 128:
+    if positive(text) < 128:
         raise argparse.ArgumentTypeError("must be 128 or more")
-    return number
+    return int(text)

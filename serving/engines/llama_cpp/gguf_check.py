@@ -7,9 +7,10 @@ key-values (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), then one
 
 from __future__ import annotations
 
+import difflib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,14 @@ _FILE_TYPES = {
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
     25: "IQ4_NL", 30: "IQ4_XS", 32: "BF16",
 }  # fmt: skip
+
+# What llama.cpp can write, by the names it uses itself.
+QUANTIZATIONS = frozenset({
+    "F32", "F16", "BF16", "Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K_S",
+    "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS",
+    "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+    "MXFP4_MOE", "NVFP4",
+})  # fmt: skip
 
 # Types of single tensors, as ggml numbers them.
 _TENSOR_TYPES = {
@@ -109,6 +118,15 @@ def read_gguf(path: Path) -> GgufContents:
         raise EngineUnavailable(f"the model file {path} cannot be read: {error.strerror}") from error
     except _Damaged as error:
         raise EngineUnavailable(f"the model file {path} is no usable GGUF file: {error}") from error
+
+
+def unknown_quantization(names: Iterable[str]) -> str:
+    """What to say of the first of `names` that llama.cpp cannot write, "" where it can write them all."""
+    name = next((name for name in names if name not in QUANTIZATIONS), "")
+    close = difflib.get_close_matches(name, QUANTIZATIONS, n=1)
+    return name and f"llama.cpp knows no quantization {name}" + (
+        f"; did you mean {close[0]}?" if close else ""
+    )
 
 
 def fallback_tensors(contents: GgufContents, quantization: str) -> tuple[GgufTensor, ...]:

@@ -12,6 +12,7 @@ from edge_node.__main__ import main
 from edge_node.commands.prune import harm_line
 from serving.engines.llama_cpp.bundled import MODEL, bundled_model, default_models_dir
 from serving.engines.llama_cpp.catalog import Figures, write_entry
+from serving.engines.llama_cpp.gguf_check import QUANTIZATIONS
 from serving.engines.llama_cpp.identity import hardware_class
 from serving.engines.llama_cpp.prepare import prepare
 from serving.engines.llama_cpp.variants.layers import Choice
@@ -33,6 +34,59 @@ def test_prune_refuses_what_no_model_survives(
     assert main(["prune", "bundled", "--layers", layers, "--out", str(tmp_path)]) == 1
     assert why in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["prune", "bundled", "--count", "40"], "40 of 30 layers are too many"),
+        (["prune", "bundled", "--count", "16"], "16 of 30 layers are too many"),
+        (["report", "bundled", "--variants", "Q8_0,pruned:16"], "16 of 30 layers are too many"),
+    ],
+)
+def test_too_many_layers_are_refused_before_anything_is_measured(
+    arguments: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert why in captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["report", "bundled", "--variants", "foo"], "--variants: llama.cpp knows no quantization FOO"),
+        (["report", "bundled", "--variants", "pruned:2:q4"], "knows no quantization Q4; did you mean Q4_"),
+        (["quantize", "bundled", "--to", "Q8_0,Q9_0"], "--to: llama.cpp knows no quantization Q9_0"),
+        (["prune", "bundled", "--to", "foo"], "--to: llama.cpp knows no quantization FOO"),
+        (["bench", "bundled", "--threads", "1,x"], "--threads: 'x' is no whole number of 1 or more"),
+        (["report", "bundled", "--context", "x"], "--context: 'x' is no whole number of 1 or more"),
+    ],
+)
+def test_what_is_wrong_with_an_argument_is_named(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err
+
+
+def test_the_quantizations_are_those_of_llama_cpp() -> None:
+    from serving.engines.llama_cpp.native import C
+
+    written = {name.partition("FTYPE_")[2] for name in dir(C) if name.startswith("LLAMA_FTYPE_")}
+    assert {
+        name.removeprefix("MOSTLY_").removeprefix("ALL_") for name in written - {"GUESSED"}
+    } == QUANTIZATIONS
+
+
+def test_bench_says_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"not a model")
+    assert main(["bench", str(tmp_path / "m.gguf")]) == 1
+    assert "it does not begin with GGUF" in capsys.readouterr().err
 
 
 def test_a_search_without_time_says_how_to_go_on(

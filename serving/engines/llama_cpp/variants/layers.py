@@ -75,9 +75,16 @@ def check_layers(layers: Sequence[int], total: int) -> tuple[int, ...]:
             )
     if len(set(layers)) != len(layers) or not layers:
         raise EngineUnavailable("name each layer to prune once, at least one")
-    if len(layers) > total // 2:
-        raise EngineUnavailable(f"{len(layers)} of {total} layers are too many: at most half can go")
+    check_count(len(layers), total)
     return tuple(sorted(layers))
+
+
+def check_count(count: int, total: int) -> None:
+    """Raises EngineUnavailable for more layers than a model of `total` can lose."""
+    if count > min(total // 2, total - 2):
+        raise EngineUnavailable(
+            f"{count} of {total} layers are too many: at most half can go, and the first and last stay"
+        )
 
 
 class LayerSearch:
@@ -108,10 +115,14 @@ class LayerSearch:
         self._basis = {"source": file_digest(source), "text": text_digest, "type": SEARCH_TYPE}
         self._known = self._load()
 
+    def check_count(self, count: int) -> None:
+        """Raises EngineUnavailable for more layers than the model can lose. Measures nothing."""
+        check_count(count, self._total)
+
     def choose(self, count: int) -> Choice:
         """The `count` layers to leave out. Blocks. Raises EngineUnavailable."""
+        self.check_count(count)
         candidates = range(1, self._total - 1)
-        check_layers(list(candidates)[:count] if count <= len(candidates) else range(count), self._total)
         self._until = self._clock() + self._max_s
         choice = choose(count, candidates, self._score)
         if choice is None:

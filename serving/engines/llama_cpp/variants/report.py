@@ -14,7 +14,7 @@ from serving.engines.llama_cpp.gguf_check import read_gguf
 from serving.engines.llama_cpp.identity import hardware_class
 from serving.engines.llama_cpp.native_task import Progress, run_task
 from serving.engines.llama_cpp.prepare import CALIBRATION_TEXT, PreparedModel, model_stem, prepare
-from serving.engines.llama_cpp.variants.layers import LayerSearch
+from serving.engines.llama_cpp.variants.layers import LayerSearch, check_count
 from serving.engines.llama_cpp.variants.plan import Load, model_bytes, require_fit
 
 _MODULE = "serving.engines.llama_cpp.variants.child"
@@ -93,6 +93,9 @@ def measure_all(
     What was measured before with the same settings is not measured again. A file that this device has no
     memory for is left out with a word to `progress`. Raises EngineUnavailable, also when nothing is left.
     """
+    total = read_gguf(source).number("block_count")
+    for each in wanted:
+        check_count(each.pruned, total)
     rows = []
     if _fits(source, settings, progress):
         rows.append(_source_row(source, settings, progress))
