@@ -175,9 +175,10 @@ class OpenAiHttpSection(Section):
     perplexity: float | None = Field(
         default=None, gt=0, description="Measured perplexity of the model; unset when it was never measured"
     )
-    capabilities: tuple[Literal["json_schema", "logit_bias"], ...] = Field(
+    capabilities: tuple[Literal["json_schema", "json_schema_or_text", "logit_bias"], ...] = Field(
         default=(),
-        description="What the server honours beyond plain answers; without it such requests go elsewhere",
+        description="What the server honours beyond plain answers; without it such requests go elsewhere. "
+        "json_schema_or_text: it calls tools by itself (vLLM with --enable-auto-tool-choice)",
     )
     prefill_tokens_per_s: float = Field(
         default=2000.0, gt=0, description="Prefill speed believed until real work has taught better"

@@ -20,6 +20,7 @@ from serving.engines.openai_http.selftest import selftest_work
 from serving.engines.openai_http.sequence import Sequence, SequenceCall, estimated_tokens
 from serving.engines.openai_http.settings import OpenAiHttpSettings
 from serving.engines.openai_http.speeds import SpeedBook, learn_from
+from serving.engines.openai_http.tools import NoFunctions
 from serving.engines.openai_http.upstream import Upstream
 from serving.engines.openai_http.wire import upstream_request
 from serving.engines.queue import Waiting, WaitQueue
@@ -173,6 +174,9 @@ class OpenAiHttpEngine:
                 include_usage=self._settings.include_usage,
                 is_llama_server=self._settings.is_llama_server,
             )
+        except NoFunctions:
+            message = "a schema or text can be asked of this server only with tools"
+            raise EngineRefused(Failure(Cause.INVALID_INPUT, message)) from None
         except ValueError:
             raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is not canonical")) from None
         return Sequence(

@@ -17,6 +17,7 @@ from serving.engines.openai_http.failures import (
 )
 from serving.engines.openai_http.settings import OpenAiHttpSettings
 from serving.engines.openai_http.sse import SseError, SseParser
+from serving.engines.openai_http.tools import CallWriter
 from serving.engines.openai_http.upstream import Upstream
 from serving.engines.openai_http.wire import Delta, UpstreamRequest, parse_event
 from tidegate.routing.domain import (
@@ -107,6 +108,7 @@ class SequenceCall:
         self._emit = emit
         self._parser = SseParser()
         self._text = TextAssembler(sequence.work.stop if settings.is_llama_server else ())
+        self._calls = CallWriter()
         self._cut = False
         self._result: FinishReason | Failure | None = None
         self._done = False
@@ -154,8 +156,10 @@ class SequenceCall:
             self._arm(watchdog, _SETTLE_S if self._result else self._silence_allowed_s())
 
     def _held_text(self, result: FinishReason | Failure) -> str:
-        """What might have become a stop string and did not."""
-        return "" if self._cut or isinstance(result, Failure) else self._text.flush()
+        """What might have become a stop string and did not, and the end of a call that is whole."""
+        if self._cut or isinstance(result, Failure):
+            return ""
+        return self._text.flush() + (self._calls.close() if result is FinishReason.STOP else "")
 
     async def _read_rest(self, stream: AsyncIterator[bytes], watchdog: asyncio.Timeout) -> None:
         """The few bytes after [DONE], so that the connection can be used again."""
@@ -172,7 +176,8 @@ class SequenceCall:
         count = sum(delta.count for delta in deltas)
         if not count:
             return
-        text, self._cut = self._text.push("".join(delta.text for delta in deltas).encode())
+        given = "".join(delta.text + self._calls.write(delta.calls) for delta in deltas)
+        text, self._cut = self._text.push(given.encode("utf-8", "replace"))
         if self._cut:
             self._result = FinishReason.STOP
         now_s = self._clock()

@@ -9,11 +9,11 @@ from typing import Any
 from serving.engines.json_grammar import grammar_of
 from serving.engines.openai_http.failures import failure_of_error, upstream_failed
 from serving.engines.openai_http.sse import SseEvent
+from serving.engines.openai_http.tools import NoFunctions, chat_fields, plain_turn
 from tidegate.routing.domain import (
     Failure,
     FinishReason,
     InputKind,
-    Message,
     OutputFormat,
     Sampling,
     Usage,
@@ -48,7 +48,7 @@ class UpstreamRequest:
 def upstream_request(
     work: Work, *, model: str, include_usage: bool, is_llama_server: bool = False
 ) -> UpstreamRequest:
-    """Raises ValueError when the work's input is not what its kind says."""
+    """Raises ValueError when the work's input is not what its kind says, NoFunctions among them."""
     if work.input_kind is InputKind.EMBED:
         texts = list(unpack_texts(work.input))
         return UpstreamRequest("/embeddings", {"model": model, "input": texts, "encoding_format": "float"})
@@ -67,8 +67,13 @@ def upstream_request(
         messages = parse_canonical(work.input)
         if not messages:
             raise ValueError("a chat needs at least one message")
-        body["messages"] = [_message(message) for message in messages]
+        if work.format.or_text and not is_llama_server:
+            body.update(chat_fields(messages))
+        else:
+            body["messages"] = [plain_turn(message) for message in messages]
         return UpstreamRequest("/chat/completions", body)
+    if work.format.or_text and not is_llama_server:
+        raise NoFunctions
     body["prompt"] = work.input.decode("utf-8")
     return UpstreamRequest("/completions", body)
 
@@ -92,27 +97,23 @@ def _format_fields(format: OutputFormat, *, is_llama_server: bool) -> dict[str, 
     if is_llama_server:
         grammar = format.grammar or grammar_of(format.json_schema, or_text=format.or_text)
         return {"grammar": grammar}
+    if format.or_text:
+        return {}  # the server is given the functions themselves
     schema = {"name": "answer", "schema": json.loads(format.json_schema), "strict": True}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
-
-
-def _message(message: Message) -> dict[str, str]:
-    fields = {"role": message.role.value, "content": message.content}
-    if message.name:
-        fields["name"] = message.name
-    return fields
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What one event of a stream gave. `count` is 1 for an event that carries output, else 0.
 
-    `finish` is a FinishReason, or the Failure of a generation that the server broke off. `done` marks the
-    end of the stream.
+    `calls` are pieces of tool calls. `finish` is a FinishReason, or the Failure of a generation that the
+    server broke off. `done` marks the end of the stream.
     """
 
     text: str = ""
     count: int = 0
+    calls: tuple[dict[str, Any], ...] = ()
     finish: FinishReason | Failure | None = None
     usage: Usage | None = None
     done: bool = False
@@ -138,7 +139,11 @@ def parse_event(event: SseEvent) -> Delta:
     if not isinstance(choices, list) or not isinstance(choices[0], dict):
         raise upstream_failed("the upstream server's stream holds a chunk without choices")
     text, counts = _content(choices[0])
-    return Delta(text=text, count=int(counts), finish=_finish(choices[0].get("finish_reason")), usage=usage)
+    calls = _calls(choices[0])
+    count = int(counts or bool(calls))
+    return Delta(
+        text=text, count=count, calls=calls, finish=_finish(choices[0].get("finish_reason")), usage=usage
+    )
 
 
 def _content(choice: dict[str, Any]) -> tuple[str, bool]:
@@ -151,6 +156,16 @@ def _content(choice: dict[str, Any]) -> tuple[str, bool]:
         raise upstream_failed("the upstream server's stream holds a delta that is not text")
     reasoning = delta.get("reasoning_content") or delta.get("reasoning")
     return _encodable(text or ""), bool(text or reasoning)
+
+
+def _calls(choice: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    delta = choice.get("delta")
+    calls = delta.get("tool_calls") if isinstance(delta, dict) else None
+    if not calls:
+        return ()
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise upstream_failed("the upstream server's stream holds tool calls that are no list of objects")
+    return tuple(calls)
 
 
 def _encodable(text: str) -> str:

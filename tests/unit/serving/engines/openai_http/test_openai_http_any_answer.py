@@ -13,6 +13,7 @@ from serving.engines.openai_http.failures import UpstreamFailed, failure_of_stat
 from serving.engines.openai_http.metrics import MetricsUnreadable, parse_metrics
 from serving.engines.openai_http.models import parse_models
 from serving.engines.openai_http.sse import SseError, SseEvent, SseParser
+from serving.engines.openai_http.tools import CallWriter
 from serving.engines.openai_http.wire import parse_event
 
 words = st.sampled_from(
@@ -22,6 +23,9 @@ words = st.sampled_from(
         "content",
         "text",
         "finish_reason",
+        "tool_calls",
+        "function",
+        "arguments",
         "usage",
         "error",
         "code",
@@ -51,6 +55,7 @@ def test_any_json_event(value: Any, name: str) -> None:
     with suppress(UpstreamFailed):
         delta = parse_event(SseEvent(json.dumps(value), name))
         delta.text.encode("utf-8")
+        CallWriter().write(delta.calls)
 
 
 @settings(max_examples=100, deadline=None)
