@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -113,6 +114,10 @@ def file_stamp(path: Path) -> tuple[int, int, int, int] | None:
     except OSError:
         return None
     return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
+def file_stamps(paths: Iterable[Path]) -> list[tuple[int, int, int, int] | None]:
+    return [file_stamp(path) for path in paths]
 
 
 def file_digest(path: Path) -> str:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.embedding import Embedder
@@ -96,6 +97,12 @@ def load_template(model: Model, source: str) -> ChatTemplate | None:
     return ChatTemplate(source, model, model.special_texts(), bos=bos, eos=eos)
 
 
+def warm_first(warm: Callable[[], bool], has_time: Callable[[], bool]) -> None:
+    """Computes chunk by chunk while there is one and time for it: a slow device must become ready too."""
+    while has_time() and warm():
+        pass
+
+
 def read_frames(
     sock: socket.socket, loop: DecodeLoop, preparer: InputPreparer, embedder: Embedder, keeper: Keeper
 ) -> None:
@@ -157,8 +164,8 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
     prompts, left_out = pinned_prompts(config.pinned, model, template, config.context_tokens)
     warmer = loop.pin(prompts)
     # A child that takes the place of another one serves first.
-    while config.known_speeds is None and warmer.warm():
-        pass
+    if config.known_speeds is None:
+        warm_first(warmer.warm, lambda: time.monotonic() - began < config.pin_within_s)
     preparer = InputPreparer(model, template, config.context_tokens, loop.arrive)
     preparer.start()
     embedder = Embedder(model, config, reporter.send)
@@ -177,6 +184,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         "measure_ms": (measured - loaded) * 1000.0,
         "pinned_tokens": warmer.pinned_tokens,
         "pinned_ms": (time.monotonic() - measured) * 1000.0,
+        "pins_late": config.known_speeds is None and not warmer.done,
         "prefixes": read,
         "not_pinned": [*left_out, *warmer.refused],
     }

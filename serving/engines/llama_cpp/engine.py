@@ -8,13 +8,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
-from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, file_stamp, read_entry
+from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, file_stamps, read_entry
 from serving.engines.llama_cpp.crashes import Crashes
 from serving.engines.llama_cpp.embed_desk import EmbedDesk
 from serving.engines.llama_cpp.fit import check_model, derive, memory_limit_bytes
@@ -39,8 +40,10 @@ from tidegate.routing.domain import (
     CacheDelta,
     Cause,
     Failure,
+    Finish,
     FinishReason,
     InputKind,
+    SequenceOutput,
     Speeds,
     StepBatch,
     Work,
@@ -51,7 +54,16 @@ _END_GRACE_S = 0.7
 # For writing prefixes, where answers have used up all of a stop's grace.
 _KEEP_S = 0.3
 # What a frame that is not as agreed raises when it is read.
-_MALFORMED = (ProtocolError, KeyError, IndexError, TypeError, ValueError)
+_MALFORMED = (
+    ProtocolError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class LlamaCppEngine:
@@ -77,7 +89,7 @@ class LlamaCppEngine:
         )
         self._last_progress = clock()
         self._digest = ""
-        self._stamp: tuple[int, ...] | None = None
+        self._stamps: Sequence[object] = ()
         self._adapters: Sequence[str] = ()
         self._prefixes_kept = asyncio.Event()
         self._speeds = Speeds(0.0, ())
@@ -103,8 +115,6 @@ class LlamaCppEngine:
 
     async def start(self) -> EngineInfo:
         """Checks the file, loads and measures. Raises EngineUnavailable."""
-        adapters = await asyncio.to_thread(adapter_identities, self._settings.adapters)
-        self._adapters = adapters
         header, entry, child, ready = await self._load_model()
         quantization = entry.quantization if entry else header.quantization
         if lacks_fast_kernel(quantization, self._settings.n_gpu_layers, ready):
@@ -125,7 +135,9 @@ class LlamaCppEngine:
         ]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
-        return describe(self._settings, header, entry, self._digest, ready, self._current_speeds(), adapters)
+        return describe(
+            self._settings, header, entry, self._digest, ready, self._current_speeds(), self._adapters
+        )
 
     async def _load_model(self) -> tuple[GgufHeader, CatalogEntry | None, ChildProcess, Frame]:
         path = self._settings.model_path
@@ -133,11 +145,17 @@ class LlamaCppEngine:
             self._settings = await asyncio.to_thread(derive, self._settings)
         header = await asyncio.to_thread(check_model, self._settings)
         self._memory_limit_bytes = await asyncio.to_thread(memory_limit_bytes, self._settings)
-        self._stamp = await asyncio.to_thread(file_stamp, path)
+        # Before anything is read of them.
+        self._stamps = await asyncio.to_thread(file_stamps, self._files())
+        self._adapters = await asyncio.to_thread(adapter_identities, self._settings.adapters)
         entry = await asyncio.to_thread(read_entry, path)
         self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
         await asyncio.to_thread(self._kept.read, self._digest)
         return header, entry, *(await self._launch())
+
+    def _files(self) -> Sequence[Path]:
+        """All that the child reads, the model first."""
+        return (self._settings.model_path, *(adapter.path for adapter in self._settings.adapters))
 
     async def _requantize(self) -> None:
         """From now on the faster copy is what is served. Raises EngineUnavailable."""
@@ -169,12 +187,18 @@ class LlamaCppEngine:
             raise EngineRefused(Failure(Cause.OVERLOADED, f"{limit} sequences run or wait already"))
         entry = self._ledger.add(work, input_text(work), self._clock())
         entry.slept = self._slumber.asleep
+        try:
+            if self._ready:
+                self._send(entry)
+            else:
+                protocol.encode(protocol.pack_work(entry.sid, work, entry.text, 0.0))
+        except ProtocolError as error:
+            self._ledger.cancel(work.key)
+            raise EngineRefused(Failure(Cause.INVALID_INPUT, f"the work is too large: {error}")) from None
         self._slumber.wanted(work)
         if self._idle.is_set():
             self._idle.clear()
             self._last_progress = self._clock()
-        if self._ready:
-            self._send(entry)
 
     def _embed(self, work: Work) -> None:
         if self._settings.embeddings == "off":
@@ -182,15 +206,16 @@ class LlamaCppEngine:
         if not self._slumber.asleep and (self._child is None or not self._ready):
             raise EngineRefused(Failure(Cause.ENGINE_CRASHED, "the engine is being started again"))
         frame = self._embeds.add(work, self._clock())
+        try:
+            if self._child is not None and self._ready:
+                self._child.send(frame)
+            else:
+                protocol.encode(frame)
+                self._unsent.append(frame)
+        except ProtocolError as error:
+            self._embeds.cancel(work.key)
+            raise EngineRefused(Failure(Cause.INVALID_INPUT, f"the texts are too large: {error}")) from None
         self._slumber.wanted(work)
-        self._tell(frame)
-
-    def _tell(self, frame: Frame) -> None:
-        """To the child, or as soon as there is one again."""
-        if self._child is not None and self._ready:
-            self._child.send(frame)
-        elif self._slumber.asleep:
-            self._unsent.append(frame)
 
     def _send(self, entry: Submitted) -> None:
         if self._child is not None:
@@ -203,7 +228,9 @@ class LlamaCppEngine:
     def cancel(self, key: AttemptKey) -> None:
         self._outbox.take_back(key)
         if (frame := self._embeds.cancel(key)) is not None:
-            self._tell(frame)
+            if self._child is not None and self._ready:
+                self._child.send(frame)
+            self._unsent = [each for each in self._unsent if each["sid"] != frame["sid"]]
         entry = self._ledger.cancel(key)
         if entry is None:
             return
@@ -275,9 +302,14 @@ class LlamaCppEngine:
 
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
-        path = self._settings.model_path
-        if await asyncio.to_thread(file_stamp, path) != self._stamp:
-            raise EngineUnavailable(f"{path} is not the file any more that this node announced: restart it")
+        files = self._files()
+        for path, now, before in zip(
+            files, await asyncio.to_thread(file_stamps, files), self._stamps, strict=True
+        ):
+            if now != before:
+                raise EngineUnavailable(
+                    f"{path} is not the file any more that this node announced: restart it"
+                )
         config = self._settings.child_config()
         identity = ""
         if self._settings.prefix_file is not None:
@@ -304,7 +336,8 @@ class LlamaCppEngine:
                     "its process died while loading (out of memory?)" if ready is None else ready["detail"]
                 )
                 raise EngineUnavailable(f"the model {self._settings.model_path} cannot be loaded: {detail}")
-            self._slumber.loaded((self._clock() - began) * 1000.0 - float(ready["measure_ms"]))
+            later_ms = float(ready["measure_ms"]) + float(ready.get("pinned_ms", 0.0))
+            self._slumber.loaded(max((self._clock() - began) * 1000.0 - later_ms, 1.0))
             self._take_over(child, ready)
         except TimeoutError:
             await self._give_up(child)
@@ -350,6 +383,8 @@ class LlamaCppEngine:
         )
         if self._settings.pinned_prompts:
             _LOG.info("%d tokens are pinned, in %.0f ms", ready["pinned_tokens"], ready["pinned_ms"])
+        if ready.get("pins_late"):
+            _LOG.warning("not all pinned prompts are computed: the rest is when nothing else is to do")
         if ready.get("prefixes"):
             _LOG.info("%s", ready["prefixes"])
         for why in ready.get("not_pinned", ()):
@@ -357,7 +392,10 @@ class LlamaCppEngine:
         if ready.get("exposed"):
             _LOG.warning("the engine child can reach the network and start programs: %s", ready["exposed"])
         for entry in self._ledger:
-            self._send(entry)
+            try:
+                self._send(entry)
+            except ProtocolError as error:
+                self._fail(entry, Failure(Cause.INVALID_INPUT, f"the work is too large: {error}"))
         unsent, self._unsent = self._unsent, []
         for frame in unsent:
             child.send(frame)
@@ -404,7 +442,8 @@ class LlamaCppEngine:
             await asyncio.sleep(self._slumber.look_every_s)
             works = (*(entry.work for entry in self._ledger), *self._embeds.works())
             due = self._slumber.is_due(works) and not self._ledger.occupied
-            if due and self._ready and self._child is not None:
+            # A child that is being stopped may be writing its prefixes.
+            if due and self._ready and self._child is not None and not self._stopping:
                 self._slumber.fall_asleep()
                 self._ready = False
                 self._child.kill()
@@ -463,7 +502,7 @@ class LlamaCppEngine:
     def _take_step(self, frame: Frame) -> None:
         self._last_progress = self._clock()
         self._crashes.step()
-        self._ledger.reported = LoadState(*frame["load"])
+        self._ledger.reported = protocol.unpack_load(frame["load"])
         for sid in frame["freed"]:
             self._ledger.freed(sid)
         held, evicted = (map(bytes.fromhex, frame.get(side, ())) for side in ("held", "evicted"))
@@ -496,11 +535,17 @@ class LlamaCppEngine:
         self._take_speeds(frame["speeds"])
 
     def _take_speeds(self, speeds: list[Any]) -> None:
-        self._speeds = Speeds(speeds[0], tuple((int(size), float(rate)) for size, rate in speeds[1]))
+        self._speeds = Speeds(float(speeds[0]), tuple((int(size), float(rate)) for size, rate in speeds[1]))
         self._speeds_at = self._clock()
 
     def _fail_all(self, failure: Failure) -> None:
         self._outbox.put((*self._ledger.fail_all(failure), *self._embeds.fail_all(failure)))
+        self._note_idle()
+
+    def _fail(self, entry: Submitted, failure: Failure) -> None:
+        """This one alone, which the child does not know of."""
+        self._outbox.put([SequenceOutput(entry.work.key, entry.next_index, finish=Finish(failure))])
+        self._ledger.cancel(entry.work.key)
         self._note_idle()
 
     def _note_idle(self) -> None:

@@ -50,7 +50,8 @@ class ChildConfig:
     `known_speeds`, (prefill tokens/s, decode curve), is what an earlier child had measured: with it a new one
     serves sooner. `kept` is what was measured of this device and model: {"build", "curves", "measured_s"}.
     `adapters` are (name, path, scale), `pinned` prompts (text, tenants, adapter).
-    `prefix_identity` names what the blocks in the prefix file depend on.
+    `prefix_identity` names what the blocks in the prefix file depend on. Prompts that are not pinned
+    `pin_within_s` after the start are pinned when there is nothing else to do.
     """
 
     model_path: str
@@ -81,6 +82,7 @@ class ChildConfig:
     prefix_file: str = ""
     prefix_file_bytes: int = 0
     prefix_identity: str = ""
+    pin_within_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def decode(body: bytes) -> Frame:
     """Raises ProtocolError."""
     try:
         frame = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError("a frame is no JSON") from error
     if not isinstance(frame, dict) or not isinstance(frame.get("t"), str):
         raise ProtocolError("a frame has no type")
@@ -142,6 +144,13 @@ def _receive_exactly(sock: socket.socket, count: int) -> bytes | None:
             return None
         data += part
     return bytes(data)
+
+
+def unpack_load(counts: Sequence[Any]) -> LoadState:
+    """Raises like any bad frame for what is no count."""
+    if not all(0 <= int(count) < 2**63 for count in counts):
+        raise ValueError("a count is out of range")
+    return LoadState(*map(int, counts))
 
 
 def pack_work(sid: int, work: Work, text: str, waited_ms: float) -> Frame:

@@ -12,6 +12,8 @@ from serving.engines.llama_cpp.protocol import ChildConfig
 
 # A node announces each as a capability, and gateways read no more than 64 of these.
 MAX_ADAPTERS = 32
+# Of load_timeout_s: a child that is not ready by then stops pinning prompts and serves.
+PIN_SHARE = 0.5
 # The first measurement computes as many at once.
 _LEAST_STEP = 128
 _LEAST = {"context_tokens": 256, "n_batch": 32}
@@ -213,6 +215,7 @@ class LlamaCppSettings(BaseModel):
             debug=self.debug,
             adapters=[(adapter.name, str(adapter.path), adapter.scale) for adapter in self.adapters],
             pinned=[(each.text, each.tenants, each.adapter) for each in self.pinned_prompts],
+            pin_within_s=PIN_SHARE * self.load_timeout_s,
             prefix_file=str(self.prefix_file or ""),
             prefix_file_bytes=self.prefix_file_mib * 2**20,
             pooling=self.embeddings,

@@ -80,7 +80,7 @@ def test_emissions_survive_the_frame(emission: Emission) -> None:
     assert (output.first_token, output.finish) == (emission.first_token, emission.finish)
 
 
-@pytest.mark.parametrize("body", [b"", b"[1]", b"{}", b'{"t": 3}', b"\xff", b"[" * 100])
+@pytest.mark.parametrize("body", [b"", b"[1]", b"{}", b'{"t": 3}', b"\xff", b"[" * 100, b"[" * 200_000])
 def test_what_is_no_frame_is_a_protocol_error(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         protocol.decode(body)
