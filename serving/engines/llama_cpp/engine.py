@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.admission import input_text
 from serving.engines.llama_cpp.cache_view import CacheView
-from serving.engines.llama_cpp.catalog import CatalogEntry, file_digest, file_stamps, read_entry
 from serving.engines.llama_cpp.crashes import Crashes
 from serving.engines.llama_cpp.embed_desk import EmbedDesk
-from serving.engines.llama_cpp.fit import check_model, derive, memory_limit_bytes
-from serving.engines.llama_cpp.gguf_check import GgufHeader
-from serving.engines.llama_cpp.identity import adapter_identities, describe
+from serving.engines.llama_cpp.identity import describe
+from serving.engines.llama_cpp.launcher import Launcher, tell_of, unusable
 from serving.engines.llama_cpp.ledger import Ledger, Submitted
 from serving.engines.llama_cpp.outbox import Outbox
 from serving.engines.llama_cpp.process import ChildProcess
-from serving.engines.llama_cpp.protocol import Frame, LoadState, ProtocolError
+from serving.engines.llama_cpp.protocol import MALFORMED, Frame, LoadState, ProtocolError
 from serving.engines.llama_cpp.settings import LlamaCppSettings
-from serving.engines.llama_cpp.slow_kernel import (
-    EXPECTED_PREFILL_GAIN,
-    FAST_TYPE,
-    fast_copy,
-    lacks_fast_kernel,
-)
+from serving.engines.llama_cpp.slow_kernel import EXPECTED_PREFILL_GAIN, FAST_TYPE, lacks_fast_kernel
 from serving.engines.llama_cpp.slumber import Slumber
-from serving.engines.llama_cpp.tuning.kept import KeptCurves
 from serving.engines.llama_cpp.watchdog import Watchdog
 from tidegate.routing.domain import (
     AttemptKey,
@@ -53,24 +43,13 @@ _LOG = logging.getLogger(__name__)
 _END_GRACE_S = 0.7
 # For writing prefixes, where answers have used up all of a stop's grace.
 _KEEP_S = 0.3
-# What a frame that is not as agreed raises when it is read.
-_MALFORMED = (
-    ProtocolError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
 
 
 class LlamaCppEngine:
     """One GGUF model in a child process that is started again when it crashes or hangs."""
 
     def __init__(self, settings: LlamaCppSettings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._settings = settings
+        self._launcher = Launcher(settings, clock)
         self._clock = clock
         self._ledger = Ledger()
         self._outbox = Outbox()
@@ -81,20 +60,15 @@ class LlamaCppEngine:
         self._quarantined = False
         self._trouble = self._last_end = ""
         self._threads = settings.threads
-        self._memory_limit_bytes = 0
         self._crashes = Crashes(
             longest_pause_s=settings.restart_backoff_max_s,
             quarantine_after=settings.quarantine_after,
             quarantine_s=settings.quarantine_s,
         )
         self._last_progress = clock()
-        self._digest = ""
-        self._stamps: Sequence[object] = ()
-        self._adapters: Sequence[str] = ()
         self._prefixes_kept = asyncio.Event()
         self._speeds = Speeds(0.0, ())
         self._speeds_at = clock()
-        self._kept = KeptCurves(settings.kept_in)
         self._cache = CacheView()
         self._slumber = Slumber(settings.idle_unload_s, clock)
         self._unsent: list[Frame] = []
@@ -113,9 +87,16 @@ class LlamaCppEngine:
         """Process id of the running child."""
         return self._child.pid if self._child is not None else None
 
+    @property
+    def _settings(self) -> LlamaCppSettings:
+        """With what was left open filled in, once it has started."""
+        return self._launcher.settings
+
     async def start(self) -> EngineInfo:
         """Checks the file, loads and measures. Raises EngineUnavailable."""
-        header, entry, child, ready = await self._load_model()
+        launcher = self._launcher
+        header, entry = await launcher.prepare()
+        child, ready = await self._launch()
         quantization = entry.quantization if entry else header.quantization
         if lacks_fast_kernel(quantization, self._settings.n_gpu_layers, ready):
             _LOG.warning(
@@ -126,8 +107,10 @@ class LlamaCppEngine:
             )
             if self._settings.requantize_slow:
                 await self._give_up(child)
-                await self._requantize()
-                header, entry, child, ready = await self._load_model()
+                await launcher.requantize()
+                self._speeds = Speeds(0.0, ())
+                header, entry = await launcher.prepare()
+                child, ready = await self._launch()
         self._tasks = [
             asyncio.create_task(self._supervise(child), name="llama-supervise"),
             asyncio.create_task(self._watch(), name="llama-watch"),
@@ -135,36 +118,8 @@ class LlamaCppEngine:
         ]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
-        return describe(
-            self._settings, header, entry, self._digest, ready, self._current_speeds(), self._adapters
-        )
-
-    async def _load_model(self) -> tuple[GgufHeader, CatalogEntry | None, ChildProcess, Frame]:
-        path = self._settings.model_path
-        if self._settings.leaves_open:
-            self._settings = await asyncio.to_thread(derive, self._settings)
-        header = await asyncio.to_thread(check_model, self._settings)
-        self._memory_limit_bytes = await asyncio.to_thread(memory_limit_bytes, self._settings)
-        # Before anything is read of them.
-        self._stamps = await asyncio.to_thread(file_stamps, self._files())
-        self._adapters = await asyncio.to_thread(adapter_identities, self._settings.adapters)
-        entry = await asyncio.to_thread(read_entry, path)
-        self._digest = entry.digest if entry else await asyncio.to_thread(file_digest, path)
-        await asyncio.to_thread(self._kept.read, self._digest)
-        return header, entry, *(await self._launch())
-
-    def _files(self) -> Sequence[Path]:
-        """All that the child reads, the model first."""
-        return (self._settings.model_path, *(adapter.path for adapter in self._settings.adapters))
-
-    async def _requantize(self) -> None:
-        """From now on the faster copy is what is served. Raises EngineUnavailable."""
-        settings = self._settings
-        faster = await asyncio.to_thread(
-            fast_copy, settings.model_path, settings.model, max(1, settings.threads), _LOG.info
-        )
-        self._settings = settings.model_copy(update={"model_path": faster})
-        self._speeds = Speeds(0.0, ())
+        speeds = self._current_speeds()
+        return describe(self._settings, header, entry, launcher.digest, ready, speeds, launcher.adapters)
 
     def submit(self, work: Work) -> None:
         if self._stopping:
@@ -173,7 +128,7 @@ class LlamaCppEngine:
             raise EngineRefused(
                 Failure(Cause.ENGINE_CRASHED, "the model is in quarantine: it crashes again and again")
             )
-        if work.variant_digest and work.variant_digest != self._digest:
+        if work.variant_digest and work.variant_digest != self._launcher.digest:
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "another variant is loaded"))
         if work.adapter and all(adapter.name != work.adapter for adapter in self._settings.adapters):
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "the adapter is not loaded here"))
@@ -302,53 +257,13 @@ class LlamaCppEngine:
 
     async def _launch(self) -> tuple[ChildProcess, Frame]:
         """A child that is ready. Raises EngineUnavailable."""
-        files = self._files()
-        for path, now, before in zip(
-            files, await asyncio.to_thread(file_stamps, files), self._stamps, strict=True
-        ):
-            if now != before:
-                raise EngineUnavailable(
-                    f"{path} is not the file any more that this node announced: restart it"
-                )
-        config = self._settings.child_config()
-        identity = ""
-        if self._settings.prefix_file is not None:
-            identity = "\0".join((self._digest, self._settings.kv_type, *self._adapters))
-        config = dataclasses.replace(
-            config,
-            memory_limit_bytes=self._memory_limit_bytes,
-            kept=self._kept.for_child(),
-            prefix_identity=identity,
-        )
-        if self._speeds.decode:
-            known = (self._speeds.prefill_tokens_per_s, self._speeds.decode)
-            config = dataclasses.replace(config, known_speeds=known)
-        began = self._clock()
+        child, ready, load_ms = await self._launcher.launch(self._speeds)
         try:
-            child = await ChildProcess.spawn(config, bounded_spin=self._settings.bounded_spin)
-        except OSError as error:
-            raise EngineUnavailable(f"the engine process cannot be started: {error}") from error
-        try:
-            async with asyncio.timeout(self._settings.load_timeout_s):
-                ready = await child.receive()
-            if ready is None or ready["t"] != "ready":
-                detail = (
-                    "its process died while loading (out of memory?)" if ready is None else ready["detail"]
-                )
-                raise EngineUnavailable(f"the model {self._settings.model_path} cannot be loaded: {detail}")
-            later_ms = float(ready["measure_ms"]) + float(ready.get("pinned_ms", 0.0))
-            self._slumber.loaded(max((self._clock() - began) * 1000.0 - later_ms, 1.0))
+            self._slumber.loaded(load_ms)
             self._take_over(child, ready)
-        except TimeoutError:
+        except MALFORMED as error:
             await self._give_up(child)
-            raise EngineUnavailable(
-                f"the model did not load within {self._settings.load_timeout_s:g} s (load_timeout_s)"
-            ) from None
-        except _MALFORMED as error:
-            await self._give_up(child)
-            raise EngineUnavailable(
-                f"the engine process sent a first frame that cannot be used ({type(error).__name__})"
-            ) from error
+            raise unusable(error) from error
         except BaseException:
             await self._give_up(child)
             raise
@@ -372,25 +287,7 @@ class LlamaCppEngine:
         self._last_progress = self._clock()
         self._hung = False
         self._ready, self._trouble = True, ""
-        _LOG.info(
-            "engine child %d is ready, %d slots of %d tokens (%s): loaded in %.0f ms, measured in %.0f ms",
-            child.pid,
-            self._settings.slots,
-            ready["context_tokens"],
-            self._settings.kv_type,
-            ready["load_ms"],
-            ready["measure_ms"],
-        )
-        if self._settings.pinned_prompts:
-            _LOG.info("%d tokens are pinned, in %.0f ms", ready["pinned_tokens"], ready["pinned_ms"])
-        if ready.get("pins_late"):
-            _LOG.warning("not all pinned prompts are computed: the rest is when nothing else is to do")
-        if ready.get("prefixes"):
-            _LOG.info("%s", ready["prefixes"])
-        for why in ready.get("not_pinned", ()):
-            _LOG.warning("a pinned prompt is left out: %s", why)
-        if ready.get("exposed"):
-            _LOG.warning("the engine child can reach the network and start programs: %s", ready["exposed"])
+        tell_of(child, ready, self._settings)
         for entry in self._ledger:
             try:
                 self._send(entry)
@@ -496,7 +393,7 @@ class LlamaCppEngine:
                     self._outbox.put([] if output is None else [output])
                 elif frame["t"] == "tuned":
                     await self._take_tuned(frame)
-            except _MALFORMED as error:
+            except MALFORMED as error:
                 raise ProtocolError(f"a frame is malformed ({type(error).__name__})") from error
 
     def _take_step(self, frame: Frame) -> None:
@@ -530,7 +427,9 @@ class LlamaCppEngine:
         self._note_idle()
 
     async def _take_tuned(self, frame: Frame) -> None:
-        await asyncio.to_thread(self._kept.take, frame, self._settings.model_path, self._digest)
+        await asyncio.to_thread(
+            self._launcher.kept.take, frame, self._settings.model_path, self._launcher.digest
+        )
         self._threads = int(frame["threads"])
         self._take_speeds(frame["speeds"])
 

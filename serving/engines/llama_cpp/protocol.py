@@ -43,6 +43,19 @@ class ProtocolError(Exception):
     """The other side sent what is no frame."""
 
 
+# What a frame that is not as agreed raises when it is read.
+MALFORMED = (
+    ProtocolError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ChildConfig:
     """What the child is told at start; see LlamaCppSettings for the meaning.

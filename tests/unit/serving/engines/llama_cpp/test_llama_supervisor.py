@@ -15,6 +15,7 @@ import pytest
 
 from serving.engines.base import EngineRefused, EngineUnavailable
 from serving.engines.llama_cpp import engine as engine_module
+from serving.engines.llama_cpp import launcher as launcher_module
 from serving.engines.llama_cpp import protocol
 from serving.engines.llama_cpp.catalog import file_stamps
 from serving.engines.llama_cpp.child import warm_first
@@ -108,7 +109,7 @@ async def play(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Play]:
     async def started(*scripts: list[Step], **changes: Any) -> LlamaCppEngine:
         ScriptedChild.scripts, ScriptedChild.spawned_s, ScriptedChild.alive = list(scripts), [], 0
         ScriptedChild.sent, ScriptedChild.killed = [], 0
-        monkeypatch.setattr(engine_module, "ChildProcess", ScriptedChild)
+        monkeypatch.setattr(launcher_module, "ChildProcess", ScriptedChild)
         monkeypatch.setattr(engine_module, "describe", lambda *_: None)
         # What start() asks of the file, which does not exist.
         monkeypatch.setattr(asyncio, "to_thread", found)
@@ -323,7 +324,8 @@ def test_pinning_before_the_start_has_its_time(chunks: int, computed: int) -> No
 
 async def test_a_child_that_writes_its_prefixes_is_not_unloaded(play: Play) -> None:
     engine = await play([READY], idle_unload_s=2.0)
-    engine._settings = engine._settings.model_copy(update={"prefix_file": Path("kept")})
+    launcher = engine._launcher
+    launcher.settings = launcher.settings.model_copy(update={"prefix_file": Path("kept")})
     await asyncio.sleep(1.0)
     await engine.stop(10.0)
     assert {"t": "keep"} in ScriptedChild.sent
