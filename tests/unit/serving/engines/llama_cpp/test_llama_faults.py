@@ -94,6 +94,17 @@ async def test_a_crash_empties_the_reported_cache(driver: Driver) -> None:
     assert driver.engine.cache_full().held == ()
 
 
+async def test_a_child_that_died_just_before_the_stop_is_reaped(settings: LlamaCppSettings) -> None:
+    for _ in range(3):
+        driver = Driver(settings)
+        await driver.start()
+        pid = child_of(driver)
+        os.kill(pid, signal.SIGKILL)
+        await driver.until_gone()
+        await driver.stop()
+        assert not Path(f"/proc/{pid}").exists()
+
+
 async def test_a_hang_is_noticed_by_the_watchdog(driver: Driver) -> None:
     keys = await load(driver)
     pid = child_of(driver)
