@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import serving.lean_aiohttp  # noqa: F401
+
+# isort: split
 from edge_node.app import check_edge, run_edge
 from edge_node.commands import COMMANDS, run_command
 from edge_node.settings import EdgeSettings

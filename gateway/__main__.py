@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
+import serving.lean_aiohttp  # noqa: F401
+
+# isort: split
 from gateway.app import check
 from gateway.app import main as run_gateway
 from gateway.settings import GatewaySettings

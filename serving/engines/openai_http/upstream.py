@@ -52,9 +52,10 @@ class Upstream:
         headers = {"Accept-Encoding": "identity", "User-Agent": "tidegate"}
         if settings.api_key:
             headers["Authorization"] = f"Bearer {settings.api_key}"
+        # Never aiohttp's own context: see serving.lean_aiohttp.
         context: ssl.SSLContext | bool = True
-        if settings.ca_file:
-            context = await asyncio.to_thread(ssl.create_default_context, cafile=settings.ca_file)
+        if settings.ca_file or settings.base_url.lower().startswith("https:"):
+            context = await asyncio.to_thread(ssl.create_default_context, cafile=settings.ca_file or None)
         self._session = aiohttp.ClientSession(
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),

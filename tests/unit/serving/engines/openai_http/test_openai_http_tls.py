@@ -57,3 +57,15 @@ async def test_a_private_ca_is_trusted_only_when_it_is_named(stub: Stub, certifi
     with pytest.raises(EngineUnavailable) as error:
         await OpenAiHttpEngine(settings(stub)).start()
     assert "certificate" in str(error.value)
+
+
+async def test_the_systems_authorities_are_trusted_when_none_is_named(
+    stub: Stub, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    await stub.down()
+    await stub.up(context)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with running(stub) as rig:
+        assert (await rig.run(work())).result is FinishReason.STOP
