@@ -28,15 +28,15 @@ def frozen(fleet: LocalFleet, name: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-# Of a long prompt; computing it takes much longer than a short one.
-LONG = " and so on" * 400
+# The more of it in a prompt, the longer computing takes.
+LONGER = " and so on" * 30
 
 
 async def under_load(
     client: tidegate.Client, count: int, max_tokens: int, fault: Callable[[], None], victim: str = ""
 ) -> list[Asked]:
-    """Asks `count` at once, every other one with a long prompt, so that on each node some answer while others
-    have no token yet. The fault comes with the victim's first token, or with the first anywhere."""
+    """Asks `count` at once, each prompt longer than the one before, so that on each node some answer while
+    others have no token yet. The fault comes with the victim's first token, or with the first anywhere."""
     started = asyncio.Event()
 
     def first_token(asked: Asked) -> None:
@@ -45,7 +45,7 @@ async def under_load(
 
     tasks = [
         asyncio.create_task(
-            ask(client, f"load {i}{i % 2 * LONG}", first_token, placement="edge", max_tokens=max_tokens)
+            ask(client, f"load {i}{i * LONGER}", first_token, placement="edge", max_tokens=max_tokens)
         )
         for i in range(count)
     ]
