@@ -26,6 +26,7 @@ from tidegate.routing import explain
 from tidegate.routing.domain import (
     Accepted,
     AttemptKey,
+    Cause,
     Chunk,
     Failure,
     Finished,
@@ -202,10 +203,11 @@ class Dispatcher:
         Accepted, or by Restarted when the client was told of an earlier one.
         """
         tried: frozenset[str] = frozenset()
+        full: frozenset[str] = frozenset()
         failed: ServeError | None = None
         told: ServeError | None = None
         while True:
-            plan, decision_ms = self._decide(run, tried, failed)
+            plan, decision_ms = self._decide(run, tried, full, failed)
             turn = None if self._line.at_once(plan) else await self._turn(run, plan, tried)
             plan = plan if turn is None else turn.plan
             choice = plan.first
@@ -247,16 +249,24 @@ class Dispatcher:
                 return
             failed = self._failed(run, choice, attempt.outcome.result)
             told = failed if opened else told
-            tried |= {choice.node.node_id}
+            if attempt.outcome.result.cause is Cause.OVERLOADED:
+                full |= {choice.node.node_id}
+            else:
+                tried |= {choice.node.node_id}
 
     def _decide(
-        self, run: RequestRun, tried: frozenset[str], failed: ServeError | None
+        self, run: RequestRun, tried: frozenset[str], full: frozenset[str], failed: ServeError | None
     ) -> tuple[Plan, float]:
-        """Raises ServeError when no node will do, or the earlier attempt's failure when none is left."""
+        """Raises ServeError when no node will do, or the earlier attempt's failure when none is left.
+
+        Those that were `full` come last: they have tried nothing, and can be waited for.
+        """
         started_s = self._clock()
         if run.deadline_s is not None and started_s >= run.deadline_s:
             raise deadline_error()
-        result = self._route(run, tried)
+        result = self._route(run, tried | full)
+        if full and isinstance(result, Refusal) and self._line.is_open:
+            result = self._route(run, tried)
         if isinstance(result, Plan):
             result = explored(result, self._rng, self._options.explored_share)
         taken_s = self._clock() - started_s

@@ -59,6 +59,11 @@ class Line:
     def __len__(self) -> int:
         return len(self._waiters)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody may wait here."""
+        return self._queue.is_open
+
     def at_once(self, plan: Plan) -> bool:
         return self._queue.at_once(plan, self._reserved)
 

@@ -232,9 +232,10 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
                 self._fleet.delivered(session.node_id)
                 session.deliver([codec.output_from_pb(o) for o in message.chunk_batch.outputs])
             elif kind == "bounce":
-                key, failure = message.bounce.key, message.bounce.failure
-                self._fleet.bounced(session.node_id, message.bounce.queued)
-                session.bounced(codec.key_from_pb(key), codec.failure_from_pb(failure))
+                failure = codec.failure_from_pb(message.bounce.failure)
+                if failure.cause is Cause.OVERLOADED:
+                    self._fleet.bounced(session.node_id, message.bounce.queued)
+                session.bounced(codec.key_from_pb(message.bounce.key), failure)
             elif kind == "fragment_ack":
                 session.acked(message.fragment_ack.bytes)
         return ENDED

@@ -216,9 +216,14 @@ class AdmissionQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody may wait here."""
+        return self._limits.waiting > 0
+
     def at_once(self, plan: Plan, reserved: frozenset[str] = frozenset()) -> bool:
         """Whether the plan may be acted on as it is: the usual case, decided in a microsecond."""
-        if not has_room(plan.first, plan.pick) and self._limits.waiting > 0:
+        if not has_room(plan.first, plan.pick) and self.is_open:
             return False
         return not len(self._queue) or not self._queue.waits_in(lane_of(plan.query, reserved))
 

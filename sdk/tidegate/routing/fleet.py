@@ -224,11 +224,12 @@ class Fleet:
             self._changed(node_id)
 
     def bounced(self, node_id: str, queued: int) -> None:
-        """The node refused work and says how many wait there: newer than its last heartbeat."""
+        """The node was full for some work and says how many wait there: newer than its last heartbeat."""
         node = self._nodes.get(node_id)
-        if node is not None and queued > node.load.queued:
-            running = max(node.load.running, node.announcement.slots)
-            node.load = replace(node.load, running=running, queued=queued)
+        if node is not None:
+            load = node.load
+            running = max(load.running, node.announcement.slots, 1)
+            node.load = replace(load, running=running, queued=max(load.queued, queued))
             self._changed(node_id)
 
     def delivered(self, node_id: str) -> None:

@@ -15,13 +15,17 @@ from gateway_rig import QUICK, SLOW, Rig, expected_text, question, start_node, t
 
 from tidegate.routing.domain import (
     Accepted,
+    AttemptKey,
     Chunk,
     Code,
     Finished,
     GenerateEvent,
     Health,
+    InputKind,
     Restarted,
+    Sampling,
     ServeError,
+    Work,
 )
 
 # The first attempt goes to the cheap node.
@@ -172,6 +176,21 @@ async def test_when_everybody_is_full_the_refusal_is_fast_and_says_when(waiting:
         running.cancel()
         for task in waits:  # who waited is served when the room is there
             assert text_of(await task) == expected_text(question("w"))
+
+
+async def test_work_that_a_full_node_refuses_waits_for_it(tmp_path: Path) -> None:
+    """Another replica's work is there that this one has not heard of."""
+    tiny = replace(SLOW, slots=1, queue_limit=0)
+    async with Rig() as rig:
+        node = await rig.add_node("n1", tiny)
+        others = Work(AttemptKey("other", 1), "t", tiny.model_digest, InputKind.TEXT, b"x", Sampling(), 1000)
+        node.engine.submit(others)
+        asked = asyncio.create_task(rig.ask(question("r1")))
+        overloaded = {"tier": "edge", "outcome": "overloaded"}
+        refusals = rig.app.metrics.registry.get_sample_value
+        await until(lambda: refusals("tidegate_attempts_total", overloaded) == 1, what="the refusal")
+        node.engine.cancel(others.key)
+        assert text_of(await asked) == expected_text(question("r"))
 
 
 async def test_a_draining_node_finishes_its_work_and_gets_no_more(pair: Rig) -> None:

@@ -107,7 +107,7 @@ async def test_a_finished_turn_says_where_its_prefix_is_warm() -> None:
 
 async def test_every_decision_on_limited_data_is_audited(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gateway.audit")
-    rig = Rig(n1=[fails(Cause.OVERLOADED)], n3=[answer()])
+    rig = Rig(n1=[fails(Cause.DRAINING)], n3=[answer()])
     await refused(rig, data_class="restricted")
     await rig.run(ask("r2"))
     lines = [(r.request_id, r.decision, r.node, r.tier) for r in caplog.records if r.name == "gateway.audit"]  # type: ignore[attr-defined]

@@ -176,9 +176,17 @@ def test_a_bounce_tells_of_the_queue_before_the_next_heartbeat_does(fleet: Fleet
     fleet.bounced("n1", 3)
     load = fleet.snapshot().by_id["n1"].load
     assert (load.running, load.queued) == (4, 3)
-    fleet.bounced("n1", 0)  # a bounce for another reason takes nothing off
+    fleet.bounced("n1", 0)  # takes nothing off
     assert fleet.snapshot().by_id["n1"].load == load
     fleet.bounced("unknown", 3)
+
+
+def test_a_node_without_a_queue_is_full_after_a_bounce(fleet: Fleet) -> None:
+    add_ready(fleet, "n1")
+    fleet.bounced("n1", 0)
+    assert fleet.snapshot().by_id["n1"].active == 4
+    fleet.heartbeat("n1", NodeLoad(running=1))
+    assert fleet.snapshot().by_id["n1"].active == 1
 
 
 def test_round_trips_are_smoothed_from_the_first_sample_on(fleet: Fleet) -> None:
