@@ -76,7 +76,7 @@ async def test_a_server_that_does_not_start_is_named_with_its_last_words(
 
 async def test_one_that_never_answers_is_given_up_and_ended(tmp_path: Path) -> None:
     command = ("sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 60")
-    engine = LlamaServerEngine(managed_server.settings(tmp_path, command=command, start_timeout_s=1.2))
+    engine = LlamaServerEngine(managed_server.settings(tmp_path, command=command, start_timeout_s=4.0))
     with pytest.raises(EngineUnavailable, match="cannot be used"):
         await engine.start()
     await engine.stop(0.0)
