@@ -1,8 +1,10 @@
 """Continuous batching: sequences join and leave at every step.
 
 One step: take arrivals and cancels, start waiting sequences in idle slots, fill the batch in ascending slot
-order (one token of every answering sequence, and prompt tokens as the planner allows), compute, draw one
-token per sequence with logits, and send everything in one frame.
+order, compute, draw one token per sequence with logits, and send everything in one frame. Steps of answers
+(one token of every answering sequence) and of prompts (as many tokens as the planner allows) take turns: in
+one batch llama.cpp would compute them apart all the same, and the answers over the longest prompt's positions
+(docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from serving.engines.llama_cpp.adapters import Adapters, Turns
-from serving.engines.llama_cpp.batch import fill_batch, refill
+from serving.engines.llama_cpp.batch import fill_answers, fill_prompts, refill
 from serving.engines.llama_cpp.constraint import DEAD_END
 from serving.engines.llama_cpp.interrupting import StepInterrupter
 from serving.engines.llama_cpp.logprobs import token_logprob
@@ -81,6 +83,8 @@ class DecodeLoop:
         self._queue: WaitQueue[Prepared] = WaitQueue(_QUEUE_LIMIT)
         self._active: list[Running] = []
         self._settled: Settled | None = None
+        # Who answered in the last step, where it is the turn of the same group's prompts.
+        self._held_up: list[Running] = []
         self._inbox: deque[Prepared | int] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._open: set[int] = set()
@@ -234,27 +238,49 @@ class DecodeLoop:
     def _step(self) -> list[Emission]:
         if self._settled is not None:
             return self._repeat(self._settled)
-        waiting = self._waiting()
+        held_up, self._held_up = self._held_up, []
+        if held_up:
+            return self._step_of_prompts(self._active, held_up[0].work.adapter) or []
         group = self._turns.group(self._active)
-        if len(group) < len(self._active):
-            sids = {running.sid for running in group}
-            waiting = [pending for pending in waiting if pending.sid in sids]
+        adapter = group[0].work.adapter
+        answering = [running for running in group if running.decoding]
+        if not answering:
+            emissions = self._step_of_prompts(group, adapter)
+            if emissions is None:
+                self._turns.end()
+            return emissions or []
+        if len(answering) < len(group):
+            self._held_up = answering
+        return self._step_of_answers(answering, adapter)
+
+    def _step_of_answers(self, answering: list[Running], adapter: str) -> list[Emission]:
+        self._adapters.apply(adapter)
+        began = self._clock()
+        wanted = fill_answers(self._context, answering)
+        parts = {running.sid: 1 for running in answering}
+        if not self._compute(len(wanted), parts, computed_for(parts, self._active)):
+            return []
+        self._observe(len(wanted), 0, began)
+        if len(wanted) == len(self._active):
+            self._settled = Settled(wanted, parts, frozenset(parts))
+        return self._accept(wanted, self._draw(wanted))
+
+    def _step_of_prompts(self, group: Sequence[Running], adapter: str) -> list[Emission] | None:
+        """Of those of the group that have this adapter; None where they have nothing to compute."""
+        sids = {running.sid for running in group if running.work.adapter == adapter}
+        waiting = [pending for pending in self._waiting() if pending.sid in sids]
         # Answers of other groups are held up by this step as much as the group's own.
         answering_ms = [s.admitted_ms for s in self._active if s.decoding]
         allowance = self._planner.allowance(answering_ms, waiting, self._now_ms())
-        self._adapters.apply(group[0].work.adapter)
+        self._adapters.apply(adapter)
         began = self._clock()
-        filled, wanted, prefilled = fill_batch(self._context, group, allowance)
+        filled, wanted = fill_prompts(self._context, self._active, allowance)
         if not filled:
-            self._turns.end()
+            return None
+        if not self._compute(filled, allowance, computed_for(allowance, self._active)):
             return []
-        parts = {running.sid: 1 for running, _ in wanted} | allowance
-        if not self._compute(filled, parts, computed_for(parts, self._active)):
-            return []
-        self._observe(filled - prefilled, prefilled, began)
-        if not allowance and len(wanted) == len(self._active):
-            self._settled = Settled(wanted, parts, frozenset(parts))
-        return self._accept(wanted, self._draw(wanted))
+        self._observe(0, filled, began, beside=bool(answering_ms))
+        return self._accept(wanted, self._draw(wanted), len(answering_ms) + len(wanted))
 
     def _repeat(self, settled: Settled) -> list[Emission]:
         """The most frequent step, in which the least is done between two computations."""
@@ -266,9 +292,9 @@ class DecodeLoop:
         self._observe(len(wanted), 0, began)
         return self._accept(wanted, self._draw(wanted))
 
-    def _observe(self, decoded: int, prefilled: int, began: float) -> None:
+    def _observe(self, decoded: int, prefilled: int, began: float, *, beside: bool = False) -> None:
         step_ms = (self._clock() - began) * 1000.0
-        self._planner.observe(decoded=decoded, prefilled=prefilled, step_ms=step_ms)
+        self._planner.observe(decoded=decoded, prefilled=prefilled, step_ms=step_ms, beside=beside)
         if self.after_step is not None:
             self.after_step(decoded, prefilled, step_ms)
 
@@ -314,9 +340,11 @@ class DecodeLoop:
             return waiting
         return [replace(p, priority=max(p.priority, urgent.get(p.slot, p.priority))) for p in waiting]
 
-    def _accept(self, wanted: list[tuple[Running, int]], tokens: list[int]) -> list[Emission]:
-        """What the drawn tokens give; those that end leave."""
-        model, now_ms, size = self._model, self._now_ms(), len(wanted)
+    def _accept(
+        self, wanted: list[tuple[Running, int]], tokens: list[int], together: int = 0
+    ) -> list[Emission]:
+        """What the drawn tokens give; those that end leave. `together` answer now, if more than these."""
+        model, now_ms, size = self._model, self._now_ms(), max(len(wanted), together)
         emissions: list[Emission] = []
         for (running, entry), token in zip(wanted, tokens, strict=True):
             if not running.started:

@@ -1,10 +1,11 @@
 """How many prompt tokens one step computes, and whose. Pure.
 
-While sequences are answering, prompt tokens may make a step only so much longer that no answer stalls: up to
-`_GUARD` times the step without them. Those who came together with the ones that wait are no reason to hold
-back: nobody's answer was running yet. When more sequences wait for their first token than were answering
-before, time is worth more to those who wait, and the guard widens in that proportion; so it does for a first
-token that would come too late for its deadline. `guard_ms` bounds it whatever the reason.
+While sequences are answering, steps of prompt tokens come between theirs, and may take only so long that no
+answer stalls: two tokens of it are up to `_GUARD` times as far apart as without. Those who came together with
+the ones that wait are no reason to hold back: nobody's answer was running yet. When more sequences wait for
+their first token than were answering before, time is worth more to those who wait, and the guard widens in
+that proportion; so it does for a first token that would come too late for its deadline. `guard_ms` bounds it
+whatever the reason.
 """
 
 from __future__ import annotations
@@ -14,16 +15,13 @@ from dataclasses import dataclass
 
 from serving.engines.llama_cpp.meter import SpeedMeter
 
-_GUARD = 2.6
+_GUARD = 2.4
 _MAX_STEP_MS = 500.0
 _MIN_UNGUARDED_TOKENS = 64
 _LEARN = 0.25
 # Few tokens at a time run at half the speed of whole chunks.
 _SLOW_TOKENS = 32
 _TOGETHER_MS = 250.0
-# Answers get slower as they grow. What prompts cost beside them is known only against a step without any, so
-# there is one now and then, however many prompts wait.
-_MIXED_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +44,9 @@ class PrefillPlanner:
         self._chunk_tokens = chunk_tokens
         self._batch_tokens = batch_tokens
         self._guard_ms = guard_ms
-        # llama.cpp computes prompt tokens apart from the answers', which costs a second pass over all weights
-        # and the building of a second graph, however few they are. Below zero where prompts are cheaper than
-        # expected.
-        self._second_pass_ms = meter.expected_step_ms(1)
-        self._mixed_steps = 0
+        # A pass over all weights, however few the tokens are, and what more these cost at the end of a long
+        # prompt. Below zero where they are cheaper than expected.
+        self._pass_ms = meter.expected_step_ms(1)
 
     def allowance(
         self, answering_ms: Sequence[float], waiting: Sequence[Pending], now_ms: float
@@ -62,10 +58,8 @@ class PrefillPlanner:
         """
         if not waiting:
             return {}
-        if answering_ms and self._mixed_steps >= _MIXED_STEPS:
-            return {}
         token_ms = 1000.0 / self._meter.prefill_tokens_per_s
-        room = min(self._tokens(answering_ms, waiting, now_ms), self._batch_tokens - len(answering_ms))
+        room = min(self._tokens(answering_ms, waiting, now_ms), self._batch_tokens)
         allowance: dict[int, int] = {}
         for one in sorted(waiting, key=lambda p: (-p.priority, p.admitted_ms + p.left * token_ms, p.sid)):
             part = min(room, one.left)
@@ -75,17 +69,13 @@ class PrefillPlanner:
             room -= part
         return allowance
 
-    def observe(self, *, decoded: int, prefilled: int, step_ms: float) -> None:
-        """One real step."""
+    def observe(self, *, decoded: int, prefilled: int, step_ms: float, beside: bool = False) -> None:
+        """One real step; `beside` answers that it held up."""
         self._meter.observe(decoded=decoded, prefilled=prefilled, step_ms=step_ms)
-        if decoded == 0 or prefilled == 0:
-            self._mixed_steps = 0
-            return
-        self._mixed_steps += 1
-        extra_ms = step_ms - self._meter.expected_step_ms(decoded)
-        token_ms = 1000.0 / self._meter.prefill_tokens_per_s
-        fixed_ms = extra_ms - token_ms * (prefilled + min(prefilled, _SLOW_TOKENS))
-        self._second_pass_ms += _LEARN * (fixed_ms - self._second_pass_ms)
+        if beside and prefilled > 0:
+            token_ms = 1000.0 / self._meter.prefill_tokens_per_s
+            pass_ms = step_ms - token_ms * (prefilled + min(prefilled, _SLOW_TOKENS))
+            self._pass_ms += _LEARN * (pass_ms - self._pass_ms)
 
     def _tokens(self, answering_ms: Sequence[float], waiting: Sequence[Pending], now_ms: float) -> int:
         if not answering_ms:
@@ -110,6 +100,6 @@ class PrefillPlanner:
 
     def _fitting(self, extra_ms: float) -> int:
         """The most tokens that are expected to take `extra_ms`; at least one, so that all get on."""
-        at_full_speed = (extra_ms - self._second_pass_ms) / 1000.0 * self._meter.prefill_tokens_per_s
+        at_full_speed = (extra_ms - self._pass_ms) / 1000.0 * self._meter.prefill_tokens_per_s
         tokens = max(at_full_speed / 2.0, at_full_speed - _SLOW_TOKENS)
         return min(max(int(tokens), 1), self._chunk_tokens)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_MANY_TOKENS = 48
 # A trial must gain this much to be kept, in either direction: two settings that are as good do not alternate.
 _GAIN = 0.95
 _TRIAL_STEPS, _TRIAL_S = 3, 0.08
@@ -77,8 +78,9 @@ class Step:
     at_s: float
 
     @property
-    def kind(self) -> tuple[bool, bool]:
-        return self.decoded > 0, self.prefilled > 0
+    def kind(self) -> tuple[bool, int]:
+        """Few prompt tokens cost more each than many."""
+        return self.decoded > 0, (self.prefilled > 0) + (self.prefilled >= _MANY_TOKENS)
 
 
 @dataclass(slots=True)
@@ -268,7 +270,7 @@ def _comparable(before: list[Step], during: list[Step]) -> tuple[list[Step], lis
     if not kinds:
         return before, during
 
-    def common(kind: tuple[bool, bool]) -> int:
+    def common(kind: tuple[bool, int]) -> int:
         return min(sum(s.kind == kind for s in before), sum(s.kind == kind for s in during))
 
     kind = max(sorted(kinds), key=common)

@@ -37,15 +37,16 @@ def settle(
     cost_ms: Callable[[int], float] = true_cost_ms,
     grows: float = 1.0,
 ) -> tuple[int, float]:
-    """(prompt tokens, ms) of the last mixed step; each step makes the next one `grows` times as long."""
-    mixed = (0, 0.0)
+    """(prompt tokens, ms between two tokens of an answer) at last; each time the next step of answers takes
+    `grows` times as long."""
+    last = (0, 0.0)
     for _ in range(200):
+        plan.observe(decoded=decoding, prefilled=0, step_ms=base_ms)
         tokens = sum(plan.allowance(answering(decoding), waiting, 0.0).values())
-        step_ms = base_ms + (cost_ms(tokens) if tokens else 0.0)
-        plan.observe(decoded=decoding, prefilled=tokens, step_ms=step_ms)
+        plan.observe(decoded=0, prefilled=tokens, step_ms=cost_ms(tokens), beside=True)
+        last = (tokens, base_ms + cost_ms(tokens))
         base_ms *= grows
-        mixed = (tokens, step_ms) if tokens else mixed
-    return mixed
+    return last
 
 
 def test_alone_a_prompt_gets_whole_chunks() -> None:
@@ -114,8 +115,8 @@ def test_order_is_priority_then_arrival_but_short_ones_pass() -> None:
     assert list(plan.allowance([], [pending(1, 2000), pending(2, 24, at=2500.0)], 2500.0)) == [1]
 
 
-def test_the_batch_has_room_for_the_answers() -> None:
+def test_the_batch_bounds_a_step() -> None:
     meter = SpeedMeter(100_000.0, {1: 10.0})
     plan = PrefillPlanner(meter, chunk_tokens=512, batch_tokens=64, guard_ms=1000.0)
-    assert sum(plan.allowance(answering(60), [pending(1)], 0.0).values()) <= 4
+    assert sum(plan.allowance(answering(60), [pending(1)], 0.0).values()) == 64
     assert sum(plan.allowance([], [pending(1)], 0.0).values()) == 64
