@@ -5,7 +5,7 @@ answer stalls: two tokens of it are up to `_GUARD` times as far apart as without
 the ones that wait are no reason to hold back: nobody's answer was running yet. When more sequences wait for
 their first token than were answering before, time is worth more to those who wait, and the guard widens in
 that proportion; so it does for a first token that would come too late for its deadline. `guard_ms` bounds it
-whatever the reason.
+whatever the reason, but for a few passes over the weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from serving.engines.llama_cpp.meter import SpeedMeter
 
 _GUARD = 2.4
+# A step of prompts may take so many passes over the weights: beside one answer, and with a model that is
+# large for its device, a pass takes as long as a step of answers; hardly more would compute a token or two.
+_PASSES = 2.0
 _MAX_STEP_MS = 500.0
 _MIN_UNGUARDED_TOKENS = 64
 _LEARN = 0.25
@@ -81,15 +84,17 @@ class PrefillPlanner:
         if not answering_ms:
             timely = int(self._meter.prefill_tokens_per_s * _MAX_STEP_MS / 1000.0)
             return min(max(_MIN_UNGUARDED_TOKENS, timely), self._chunk_tokens)
-        base_ms = self._meter.expected_step_ms(len(answering_ms))
+        base_ms, pass_ms = (self._meter.expected_step_ms(n) for n in (len(answering_ms), 1))
         room_ms = max(self._guard_ms - base_ms, 0.0)
         first_ms = min(one.admitted_ms for one in waiting)
-        elders = sum(at + _TOGETHER_MS < first_ms for at in answering_ms)
+        # Who comes during a step is admitted after it.
+        together_ms = max(_TOGETHER_MS, 2000.0 * _MIN_UNGUARDED_TOKENS / self._meter.prefill_tokens_per_s)
+        elders = sum(at + together_ms < first_ms for at in answering_ms)
         if not elders:
-            return self._fitting(room_ms)
+            return max(self._fitting(room_ms), min(_MIN_UNGUARDED_TOKENS, self._chunk_tokens))
         extra_ms = base_ms * (_GUARD - 1.0) * max(1.0, len(waiting) / elders)
         extra_ms = max(extra_ms, *(self._needed_ms(one, base_ms, now_ms) for one in waiting))
-        return self._fitting(min(extra_ms, room_ms))
+        return self._fitting(max(min(extra_ms, room_ms), _PASSES * pass_ms))
 
     def _needed_ms(self, one: Pending, base_ms: float, now_ms: float) -> float:
         """The time per step for prompts that lets this one's first token come in time; 0 when none can."""

@@ -61,9 +61,10 @@ def test_beside_answers_a_step_stays_within_the_guard(
     decoding: int, base_ms: float, cost_ms: Callable[[int], float]
 ) -> None:
     tokens, step_ms = settle(planner(), decoding, [pending(1)], base_ms, cost_ms)
-    # Whatever prompts cost: not longer than the guard, but for the one token that goes on in any case, and
-    # not much shorter.
-    assert tokens == 1 or 1.8 * base_ms <= step_ms <= 2.7 * base_ms
+    # Whatever prompts cost: not longer than the guard or two passes of 10 ms, but for the one token that goes
+    # on in any case, and not much shorter.
+    most_ms = max(2.4 * base_ms, base_ms + 20.0)
+    assert tokens == 1 or 0.75 * most_ms <= step_ms <= 1.13 * most_ms
 
 
 def test_answers_that_get_slower_do_not_starve_a_prompt() -> None:
@@ -104,7 +105,19 @@ def test_a_first_token_that_would_be_late_widens_the_guard() -> None:
 
 def test_the_absolute_guard_holds_but_everyone_gets_on() -> None:
     plan = planner(guard_ms=5.0)
-    assert sum(plan.allowance(answering(8), [pending(1)], 0.0).values()) == 1
+    # Two passes of 10 ms, of which one is for any token.
+    assert 1 <= sum(plan.allowance(answering(8), [pending(1)], 0.0).values()) <= 10
+
+
+def test_a_model_that_is_slow_for_its_device_still_computes_prompts_in_chunks() -> None:
+    """A pass takes 65 ms, a prompt token 20."""
+    meter = SpeedMeter(50.0, {1: 65.0, 4: 90.0})
+    plan = PrefillPlanner(meter, chunk_tokens=256, batch_tokens=512, guard_ms=200.0)
+    together = [pending(n, 128, at=1000.0) for n in range(1, 5)]
+    assert sum(plan.allowance(answering(1, -300.0), together, 1100.0).values()) == 64
+    tokens, step_ms = settle(plan, 1, [pending(1)], 65.0, lambda n: 60.0 + 20.0 * n)
+    assert tokens >= 2
+    assert step_ms <= 65.0 + 1.1 * 130.0
 
 
 def test_order_is_priority_then_arrival_but_short_ones_pass() -> None:
