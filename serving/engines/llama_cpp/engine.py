@@ -307,7 +307,7 @@ class LlamaCppEngine:
             finally:
                 self._ready, self._child = False, None
                 self._cache.clear()
-                status = await _reaped(child, _END_GRACE_S if self._stopping else 0.0)
+                status = await child.end(_END_GRACE_S if self._stopping else 0.0)
             if self._slumber.asleep:
                 _LOG.info("engine child %d ended: nothing to do, the model is unloaded", child.pid)
                 child = await self._wake()
@@ -462,13 +462,3 @@ class LlamaCppEngine:
                 self._hung = True
                 child.kill()
             await asyncio.sleep(pause_s)
-
-
-async def _reaped(child: ChildProcess, grace_s: float) -> int:
-    """The exit status. Cancelled, it waits for the end all the same: nobody else would reap the child."""
-    ending = asyncio.ensure_future(child.end(grace_s))
-    try:
-        return await asyncio.shield(ending)
-    except asyncio.CancelledError:
-        await ending
-        raise

@@ -83,8 +83,8 @@ class DecodeLoop:
         self._queue: WaitQueue[Prepared] = WaitQueue(_QUEUE_LIMIT)
         self._active: list[Running] = []
         self._settled: Settled | None = None
-        # Who answered in the last step, where it is the turn of the same group's prompts.
-        self._held_up: list[Running] = []
+        # The adapter of the group that has just answered, where it is the turn of its prompts.
+        self._prompts_of: str | None = None
         self._inbox: deque[Prepared | int] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._open: set[int] = set()
@@ -238,19 +238,19 @@ class DecodeLoop:
     def _step(self) -> list[Emission]:
         if self._settled is not None:
             return self._repeat(self._settled)
-        held_up, self._held_up = self._held_up, []
-        if held_up:
-            return self._step_of_prompts(self._active, held_up[0].work.adapter) or []
+        adapter, self._prompts_of = self._prompts_of, None
+        if adapter is not None:
+            return self._step_of_prompts(adapter) or []
         group = self._turns.group(self._active)
         adapter = group[0].work.adapter
         answering = [running for running in group if running.decoding]
         if not answering:
-            emissions = self._step_of_prompts(group, adapter)
+            emissions = self._step_of_prompts(adapter)
             if emissions is None:
                 self._turns.end()
             return emissions or []
         if len(answering) < len(group):
-            self._held_up = answering
+            self._prompts_of = adapter
         return self._step_of_answers(answering, adapter)
 
     def _step_of_answers(self, answering: list[Running], adapter: str) -> list[Emission]:
@@ -265,9 +265,9 @@ class DecodeLoop:
             self._settled = Settled(wanted, parts, frozenset(parts))
         return self._accept(wanted, self._draw(wanted))
 
-    def _step_of_prompts(self, group: Sequence[Running], adapter: str) -> list[Emission] | None:
-        """Of those of the group that have this adapter; None where they have nothing to compute."""
-        sids = {running.sid for running in group if running.work.adapter == adapter}
+    def _step_of_prompts(self, adapter: str) -> list[Emission] | None:
+        """Of those that have this adapter; None where they have nothing to compute."""
+        sids = {running.sid for running in self._active if running.work.adapter == adapter}
         waiting = [pending for pending in self._waiting() if pending.sid in sids]
         # Answers of other groups are held up by this step as much as the group's own.
         answering_ms = [s.admitted_ms for s in self._active if s.decoding]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 _WEIGHT = 0.1
 _PREFILL_WEIGHT = 0.2
 # Smaller chunks are computed less efficiently and would make prompts look slower than they are.
-_MIN_PREFILL_TOKENS = 48
+MIN_PREFILL_TOKENS = 48
 
 
 class SpeedMeter:
@@ -48,7 +48,7 @@ class SpeedMeter:
             return
         if prefilled == 0 and decoded > 0:
             self._observe_decode(decoded, step_ms)
-        elif prefilled >= _MIN_PREFILL_TOKENS:
+        elif prefilled >= MIN_PREFILL_TOKENS:
             rest_ms = max(step_ms - self.expected_step_ms(decoded), step_ms * 0.1)
             rate = prefilled / rest_ms * 1000.0
             self.prefill_tokens_per_s += _PREFILL_WEIGHT * (rate - self.prefill_tokens_per_s)

@@ -5,7 +5,8 @@ answer stalls: two tokens of it are up to `_GUARD` times as far apart as without
 the ones that wait are no reason to hold back: nobody's answer was running yet. When more sequences wait for
 their first token than were answering before, time is worth more to those who wait, and the guard widens in
 that proportion; so it does for a first token that would come too late for its deadline. `guard_ms` bounds it
-whatever the reason, but for a few passes over the weights.
+for the sake of running answers, but a step may always take two passes over the weights, and prompts that came
+together are computed 64 tokens at a time at least.
 """
 
 from __future__ import annotations

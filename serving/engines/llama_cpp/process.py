@@ -105,7 +105,18 @@ class ChildProcess:
             self._process.send_signal(signal.SIGKILL)
 
     async def end(self, grace_s: float) -> int:
-        """Closes the socket, which ends the child; kills it after `grace_s`. The exit status."""
+        """Closes the socket, which ends the child; kills it after `grace_s`. The exit status.
+
+        Cancelled, it waits for the end all the same: nobody else would reap the child.
+        """
+        ending = asyncio.ensure_future(self._end(grace_s))
+        try:
+            return await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await ending
+            raise
+
+    async def _end(self, grace_s: float) -> int:
         self._writer.close()
         try:
             return await asyncio.to_thread(self._process.wait, grace_s)

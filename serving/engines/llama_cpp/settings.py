@@ -95,8 +95,8 @@ class LlamaCppSettings(BaseModel):
     step_guard_ms: float = Field(
         default=200.0,
         gt=0.0,
-        description="How long prompt tokens may make one step while sequences are answering; two passes over "
-        "the weights are never too long.",
+        description="How far apart prompt tokens may move two tokens of a running answer; a step of prompts "
+        "may always take two passes over the weights, or 64 tokens of prompts that came with the answers.",
     )
     kv_type: Literal["auto", "f16", "q8_0"] = Field(
         default="f16",

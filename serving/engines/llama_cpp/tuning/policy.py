@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_MANY_TOKENS = 48
+from serving.engines.llama_cpp.meter import MIN_PREFILL_TOKENS
+
 # A trial must gain this much to be kept, in either direction: two settings that are as good do not alternate.
 _GAIN = 0.95
 _TRIAL_STEPS, _TRIAL_S = 3, 0.08
@@ -80,7 +81,7 @@ class Step:
     @property
     def kind(self) -> tuple[bool, int]:
         """Few prompt tokens cost more each than many."""
-        return self.decoded > 0, (self.prefilled > 0) + (self.prefilled >= _MANY_TOKENS)
+        return self.decoded > 0, (self.prefilled > 0) + (self.prefilled >= MIN_PREFILL_TOKENS)
 
 
 @dataclass(slots=True)
