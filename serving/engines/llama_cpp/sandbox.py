@@ -46,8 +46,8 @@ class _Calls:
     signals: tuple[int, ...]
 
 
-# local: connect, execve, execveat.
-# refused: bind, listen, ptrace, process_vm_readv, process_vm_writev, bpf, unshare, setns, mount,
+# local: connect, bind, listen, execve, execveat.
+# refused: ptrace, process_vm_readv, process_vm_writev, bpf, unshare, setns, mount,
 # io_uring_setup (its rings would open sockets unseen), pidfd_getfd, pidfd_open, pidfd_send_signal, tkill (for
 # a thread of whatever process).
 # signals: kill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo.
@@ -56,16 +56,16 @@ _OF_MACHINE = {
         audit=0xC000003E,
         seccomp=317,
         socket=41,
-        local=(42, 59, 322),
-        refused=(49, 50, 101, 310, 311, 321, 272, 308, 165, 425, 438, 434, 424, 200),
+        local=(42, 49, 50, 59, 322),
+        refused=(101, 310, 311, 321, 272, 308, 165, 425, 438, 434, 424, 200),
         signals=(62, 234, 129, 297),
     ),
     "aarch64": _Calls(
         audit=0xC00000B7,
         seccomp=277,
         socket=198,
-        local=(203, 221, 281),
-        refused=(200, 201, 117, 270, 271, 280, 97, 268, 40, 425, 438, 434, 424, 130),
+        local=(203, 200, 201, 221, 281),
+        refused=(117, 270, 271, 280, 97, 268, 40, 425, 438, 434, 424, 130),
         signals=(129, 131, 138, 240),
     ),
 }
@@ -79,7 +79,8 @@ def seal(*, memory_limit_bytes: int, gpu: bool) -> str:
     """Limits this process for good. Empty, or one sentence: why network and programs are not refused.
 
     The memory limit counts what the process may write, not a mapped file; 0 sets none. With a GPU local
-    sockets and helper programs stay possible: its drivers use them.
+    sockets and helper programs stay possible: CUDA listens on a local socket, and finds no GPU where it may
+    not.
     """
     if memory_limit_bytes > 0:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
