@@ -177,6 +177,7 @@ def serve(sock: socket.socket, config: ChildConfig) -> None:
         "template": source,
         "context_tokens": config.context_tokens,
         "repacked_bytes": log.repacked_bytes,
+        "gpus": log.gpus,
         "speeds": speeds(meter),
         "speeds_age_s": tuning.speeds_age_s,
         "threads": tuning.threads,

@@ -24,6 +24,9 @@ from tidegate.routing.domain.work import (
     OR_TEXT,
 )
 
+# What a gateway takes of a label.
+_MAX_CLASS_CHARS = 256
+
 
 def describe(
     settings: LlamaCppSettings,
@@ -63,7 +66,7 @@ def describe(
         build=ready["build"],
         replay_class=ReplayClass.TOKENS,
         replay_digest=replay_digest(digest, ready["build"], settings.kv_type, ready["template"], adapters),
-        hardware_class=hardware_class(ready["threads"], settings.n_gpu_layers),
+        hardware_class=hardware_class(ready["threads"], ready.get("gpus", ())),
         speeds=speeds,
     )
 
@@ -93,10 +96,9 @@ def check_adapter(name: str, path: Path) -> None:
         raise EngineUnavailable(f"adapter {name}: {path} is no LoRA adapter (its general.type is another)")
 
 
-def hardware_class(threads: int, n_gpu_layers: int) -> str:
-    """Processor and thread count: nodes of one class learn from each other's speeds."""
+def hardware_class(threads: int, gpus: Sequence[str] = ()) -> str:
+    """Processor, thread count and GPUs: nodes of one class learn from each other's speeds."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    gpu = "" if n_gpu_layers == 0 else "+gpu"
-    return f"{name}/{threads}t{gpu}"
+    return "+".join((f"{name}/{threads}t", *(" ".join(str(gpu).split()) for gpu in gpus)))[:_MAX_CLASS_CHARS]

@@ -1,4 +1,4 @@
-"""What llama.cpp tells in its log only: how much of a model was laid out for fast kernels here."""
+"""What llama.cpp tells in its log only: how a model was laid out here, and on which GPUs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 
 from serving.engines.llama_cpp.native import C, silence_log
 
+# llama_model_load_from_file_impl: using device CUDA0 (NVIDIA L4) (0000:00:03.0) - 22500 MiB free
+_DEVICE = re.compile(rb"using device \S+ \((.*)\) \([^()]*\) - \d+ MiB free")
 _REPACKED = re.compile(rb"REPACK model buffer size = *([0-9.]+) MiB")
 
 
@@ -15,6 +17,7 @@ class LoadLog:
 
     def __init__(self, *, echo: bool = False) -> None:
         self.repacked_bytes = 0
+        self.gpus: list[str] = []
         self._echo = echo
         # llama.cpp calls it for as long as it is set.
         self._callback = C.llama_log_callback(self._take)
@@ -28,6 +31,7 @@ class LoadLog:
     def _take(self, _level: int, text: bytes, _data: object) -> None:
         if self._echo:
             sys.stderr.write(text.decode("utf-8", "replace"))
-        found = _REPACKED.search(text)
-        if found:
+        if found := _REPACKED.search(text):
             self.repacked_bytes += int(float(found[1]) * 1024 * 1024)
+        elif found := _DEVICE.search(text):
+            self.gpus.append(found[1].decode("utf-8", "replace"))

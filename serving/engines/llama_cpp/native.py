@@ -28,6 +28,7 @@ _KV_TYPES = {"f16": C.GGML_TYPE_F16, "q8_0": C.GGML_TYPE_Q8_0}
 # llama.cpp asks its abort callback between any two operations of a step. This one never enters Python: the
 # callback is C's strlen, its argument a text that is empty until interrupt() puts a character into it.
 _STRLEN = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
+_NO_DEVICES = (ctypes.c_void_p * 1)(None)
 _SPECIAL = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
@@ -61,11 +62,22 @@ def build_id() -> str:
 
 
 class Model:
-    """A loaded GGUF file. Tokenising is safe from any thread. Raises NativeError when it cannot be loaded."""
+    """A loaded GGUF file. Tokenising is safe from any thread. Raises NativeError when it cannot be loaded.
+
+    Without `n_gpu_layers` nothing is computed on a GPU, whatever llama.cpp was built for.
+    """
 
     def __init__(self, path: str, *, n_gpu_layers: int = 0) -> None:
         params = C.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
+        if n_gpu_layers == 0:
+            # A list that ends at once: a build for GPUs would else compute long prompts there all the same.
+            params.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
+        elif not C.llama_supports_gpu_offload():
+            raise NativeError(
+                "n_gpu_layers is set, but llama.cpp finds no GPU: was it built for one, with CMAKE_ARGS, and "
+                "may this process use its driver?"
+            )
         self.handle = C.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise NativeError("llama.cpp cannot load the file (set debug to see why)")
@@ -234,6 +246,10 @@ class Context:
         pointer = C.llama_get_logits_ith(self.handle, entry)
         view: npt.NDArray[np.float32] = np.ctypeslib.as_array(pointer, (self._n_vocab,))
         return view
+
+    def likeliest(self, entry: int) -> int:
+        """The token with the highest logit, of equal ones the first."""
+        return int(self.logits(entry).argmax())
 
     def truncate(self, sequence: int, length: int) -> bool:
         """Keeps the first `length` positions; False when the memory cannot be cut (then it is empty)."""

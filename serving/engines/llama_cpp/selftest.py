@@ -12,6 +12,9 @@ from serving.engines.llama_cpp.native import Context
 
 _FIRST_PROMPT, _SECOND_PROMPT = 32, 128
 _SECOND_PROMPT_MAX_MS = 400.0
+# Where both prompts took no longer, the second is computed again: a GPU loads its programs when it first
+# needs them, which takes most of that time.
+_AGAIN_MAX_MS = 300.0
 _DECODE_STEPS = 6
 _DECODE_MAX_MS = 200.0
 _TOTAL_MAX_MS = 1_300.0
@@ -34,7 +37,11 @@ def measure(
     filled = _FIRST_PROMPT
     if _SECOND_PROMPT / rate * 1000.0 <= _SECOND_PROMPT_MAX_MS:
         context.clear()
-        rate = _SECOND_PROMPT / _run_ms(context, [(0, prompt, 0)], clock) * 1000.0
+        second_ms = _run_ms(context, [(0, prompt, 0)], clock)
+        if took_ms + second_ms <= _AGAIN_MAX_MS:
+            context.clear()
+            second_ms = min(second_ms, _run_ms(context, [(0, prompt, 0)], clock))
+        rate = _SECOND_PROMPT / second_ms * 1000.0
         filled = _SECOND_PROMPT
     step_ms: dict[int, float] = {}
     for size in sorted({1, 2, slots} & set(range(1, slots + 1))):

@@ -119,7 +119,7 @@ def test_wrong_arguments_are_usage_errors(arguments: list[str]) -> None:
 def test_report_prints_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From figures that were kept: nothing is measured again."""
     (made,) = prepare(bundled_model(), ["Q4_0"], default_models_dir(), model=MODEL)
-    hardware = hardware_class(1, 0)
+    hardware = hardware_class(1)
     figures = Figures(hardware, "2026-01-02", 1, 2, 128, 90.0, 2, 1, 0, 700.0, 150.0, 280.0, 0.75, 60)
     entry = dataclasses.replace(made.entry, figures=figures)
     models = tmp_path / "models"

@@ -40,15 +40,21 @@ class Bench:
 
 def hardware() -> str:
     """What curves are measured on."""
-    return f"{hardware_class(1, 0).rpartition('/')[0]}, {cores()} cores"
+    return f"{hardware_class(1).rpartition('/')[0]}, {cores()} cores"
 
 
 def measure_curves(
-    path: Path, *, threads: Sequence[int], sizes: Sequence[int], now_s: float, progress: Progress
+    path: Path,
+    *,
+    threads: Sequence[int],
+    sizes: Sequence[int],
+    now_s: float,
+    progress: Progress,
+    gpu_layers: int = 0,
 ) -> Bench:
     """Every size at every number of threads. `now_s` is Unix time. Blocks. Raises EngineUnavailable."""
     task = {"task": "sweep", "path": str(path), "threads": list(threads), "sizes": list(sizes)}
-    found = run_task(_MODULE, task, f"measuring {path.name}", progress)
+    found = run_task(_MODULE, task | {"gpu_layers": gpu_layers}, f"measuring {path.name}", progress)
     return bench_of(path, file_digest(path), found, now_s)
 
 

@@ -152,7 +152,7 @@ def _make(source: Path, wanted: Wanted, settings: ReportSettings, progress: Prog
 def _figures(known: Figures | None, path: Path, settings: ReportSettings, progress: Progress) -> Figures:
     """Those that are known, where they were measured like this; else new ones."""
     from_settings: dict[str, Any] = {
-        "hardware_class": hardware_class(settings.threads, 0),
+        "hardware_class": hardware_class(settings.threads),
         "threads": settings.threads,
         "slots": settings.slots,
         "context_tokens": settings.context_tokens,

@@ -190,8 +190,9 @@ def test_replay_digest_changes_with_each_part() -> None:
 
 
 def test_hardware_class_names_threads_and_gpu() -> None:
-    assert hardware_class(3, 0).endswith("/3t")
-    assert hardware_class(1, -1).endswith("/1t+gpu")
+    assert hardware_class(3).endswith("/3t")
+    assert hardware_class(1, ["NVIDIA  L4", "NVIDIA L4"]).endswith("/1t+NVIDIA L4+NVIDIA L4")
+    assert len(hardware_class(1, ["GPU"] * 100)) == 256
 
 
 @pytest.mark.parametrize(
