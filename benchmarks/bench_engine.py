@@ -38,10 +38,18 @@ class Options:
     programs: Path
     keep: Path
     give_up_s: float
+    gpu_layers: int = 0
+
+
+def shown(model: str) -> str:
+    """The name of a model in the table."""
+    return Path(model).name.removesuffix(".gguf")
 
 
 async def model_file(name: str) -> Path:
-    """A variant of the bundled model, or the random one. Raises CannotMeasure."""
+    """A variant of the bundled model, the random one, or a file. Raises CannotMeasure."""
+    if name.endswith(".gguf"):
+        return Path(name)
     if name == "random-1.5B":
         return await asyncio.to_thread(random_model)
     return (await asyncio.to_thread(prepare, bundled_model(), [name], default_models_dir(), model=MODEL))[
@@ -49,12 +57,21 @@ async def model_file(name: str) -> Path:
     ].path
 
 
-def options_of(arguments: list[str]) -> Options:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="our llama.cpp engine against llama-server")
     parser.add_argument("--rounds", type=int, default=9, help="pairs per figure (default 9)")
     parser.add_argument("--quick", action="store_true", help="3 rounds, the smallest model only, not kept")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
-    parser.add_argument("--models", default="Q4_0,Q8_0,random-1.5B", help="for the streams, comma-separated")
+    parser.add_argument(
+        "--models", default="Q4_0,Q8_0,random-1.5B", help="for the streams, or GGUF files, comma-separated"
+    )
+    parser.add_argument(
+        "--gpu-layers",
+        type=int,
+        default=0,
+        help="layers on a GPU, -1 for all; llama-server is then built with $CMAKE_ARGS, results/gpu.json",
+    )
+    parser.add_argument("--programs", type=Path, help="folder of a llama-server that is built already")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--seed", type=int, default=1, help="seed of the prompts (default 1)")
     keep = Path("/tmp/tidegate-engine/rounds.jsonl")
@@ -63,17 +80,26 @@ def options_of(arguments: list[str]) -> Options:
     )
     parser.add_argument("--fresh", action="store_true", help="begin anew")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no round later than this")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Raises CannotMeasure."""
     models, rounds, kept = tuple(args.models.split(",")), args.rounds, args.keep
+    if missing := [name for name in models if name.endswith(".gguf") and not Path(name).is_file()]:
+        raise CannotMeasure(f"there is no file {missing[0]}")
+    if args.gpu_layers:
+        kept = kept.with_name(f"gpu-{kept.name}")
     if args.quick:
-        models, rounds, kept = models[:1], min(rounds, 3), args.keep.with_name("quick.jsonl")
+        models, rounds, kept = models[:1], min(rounds, 3), kept.with_name(f"quick-{kept.name}")
     if args.quick or args.fresh:
         kept.unlink(missing_ok=True)
     if "hits" in args.parts:
         trace()
     give_up_s = time.monotonic() + args.minutes * 60.0
     only = tuple(args.parts.split(","))
-    return Options(rounds, args.threads, models, only, args.seed, llama_tools(), kept, give_up_s)
+    programs = args.programs or llama_tools()
+    return Options(rounds, args.threads, models, only, args.seed, programs, kept, give_up_s, args.gpu_layers)
 
 
 class Measurement:
@@ -108,7 +134,7 @@ class Measurement:
         if not missing or time.monotonic() > options.give_up_s:
             return
         pair = Pair(
-            model,
+            shown(model),
             await model_file(model),
             options.programs,
             self._kept,
@@ -118,6 +144,7 @@ class Measurement:
             seed=options.seed,
             parks=part.parks,
             flash=part.flash,
+            gpu_layers=options.gpu_layers,
         )
         async with pair:
             for number, unit in missing:
@@ -137,7 +164,7 @@ class Measurement:
         rows: list[Row] = []
         for name, part, model in wanted:
             rounds = {unit: self._kept.rounds(of(name, model, unit)) for unit in part.units}
-            rows += part.rows(model, rounds, rng)
+            rows += part.rows(shown(model), rounds, rng)
         return rows
 
 
@@ -146,12 +173,13 @@ def of(part: str, model: str, unit: str) -> str:
     return f"{part} {model} {unit}".rstrip()
 
 
-async def measure() -> list[Row]:
-    measurement = Measurement(await asyncio.to_thread(options_of, sys.argv[1:]))
+async def measure(args: argparse.Namespace) -> list[Row]:
+    measurement = Measurement(await asyncio.to_thread(options_of, args))
     for name, part, model in measurement.wanted():
         await measurement.go_on(name, part, model)
     return measurement.rows()
 
 
 if __name__ == "__main__":
-    sys.exit(run("engine", measure))
+    arguments = parser().parse_args()
+    sys.exit(run("gpu" if arguments.gpu_layers else "engine", lambda: measure(arguments)))

@@ -19,6 +19,7 @@ from tidegate.routing.domain import AttemptKey, Failure, InputKind, Sampling, Wo
 from tidegate_cli.stack.ports import free_ports
 
 READY_S = 120.0
+ALL_LAYERS = 1000
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -129,6 +130,8 @@ class LlamaServer:
         command += ["-t", str(s.threads), "-tb", str(s.threads), "-b", "2048", "-ub", "512"]
         command += ["--cache-ram", str(self._cache_mib), "--no-webui", "--no-warmup"]
         command += ["--flash-attn", self._flash] if self._flash else []
+        # All layers is a negative number for us and a large one for llama-server.
+        command += ["-ngl", str(s.n_gpu_layers % ALL_LAYERS)] if s.n_gpu_layers else []
         self._process = self._spawn(command)
         give_up_s = time.monotonic() + READY_S
         while time.monotonic() < give_up_s and self._process.poll() is None:

@@ -36,8 +36,9 @@ class Pair:
         seed: int,
         parks: bool = False,
         flash: str = "",
+        gpu_layers: int = 0,
     ) -> None:
-        self.name, self.path, self.threads = name, path, threads
+        self.name, self.path, self.threads, self.gpu_layers = name, path, threads, gpu_layers
         self._kept, self._seed, self._running = kept, seed, slots > 0
         settings = LlamaCppSettings(
             model_path=path,
@@ -48,6 +49,7 @@ class Pair:
             slots=max(slots, 1),
             context_tokens=max(context_tokens, 256),
             queue_limit=slots,
+            n_gpu_layers=gpu_layers,
         )
         log = Path(tempfile.gettempdir()) / f"tidegate-bench-llama-server-{os.getpid()}.log"
         cache_mib = parked_mib(path, settings) if parks else 0

@@ -49,7 +49,11 @@ class Part:
 async def play_share(pair: Pair, _unit: str, _number: int) -> Figures:
     command = [sys.executable, "-m", "benchmarks.engine.share", str(pair.path), str(SHARE_STREAMS)]
     child = await asyncio.create_subprocess_exec(
-        *command, str(pair.threads), stdout=asyncio.subprocess.PIPE, start_new_session=True
+        *command,
+        str(pair.threads),
+        str(pair.gpu_layers),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     output, _ = await child.communicate()
     if child.returncode:

@@ -1,4 +1,4 @@
-"""How much of a step is not llama.cpp: `python -m benchmarks.engine.share MODEL STREAMS THREADS`.
+"""How much of a step is not llama.cpp: `python -m benchmarks.engine.share MODEL STREAMS THREADS GPU_LAYERS`.
 
 Runs the child's own loop and reporter in this process over a real socket, with clocks around llama_decode and
 around choosing tokens. Prints one JSON object: medians over the steps in which all streams got a token.
@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,7 +31,8 @@ CONTEXT_TOKENS = 512
 class Clocks:
     """Milliseconds of the loop's thread in each step in which all streams got a token.
 
-    CPU time, in which other processes on the machine do not show.
+    CPU time, in which other processes on the machine do not show; with a GPU, for which the thread waits, the
+    time that passed.
     """
 
     def __init__(self) -> None:
@@ -58,27 +60,36 @@ class EndlessModel(Model):
 
 
 class TimedContext(Context):
-    """A context that knows how long its last decode took."""
+    """A context that knows how long its decodes took by its clock."""
 
     decode_s = 0.0
+    now_s: Callable[[], float] = time.thread_time
 
     def decode(self, count: int) -> bool:
-        began_s = time.thread_time()
+        began_s = self.now_s()
         done = super().decode(count)
-        self.decode_s += time.thread_time() - began_s
+        self.decode_s += self.now_s() - began_s
         return done
 
 
 def main(arguments: list[str]) -> int:
-    path, streams, threads = arguments[0], int(arguments[1]), int(arguments[2])
+    path, streams, threads, gpu_layers = arguments[0], *map(int, arguments[1:])
     start_backend(debug=False)
-    model = EndlessModel(path)
+    model = EndlessModel(path, n_gpu_layers=gpu_layers)
     context = TimedContext(
-        model, sequences=streams, context_tokens=CONTEXT_TOKENS, n_batch=512, threads=threads, kv_type="f16"
+        model,
+        sequences=streams,
+        context_tokens=CONTEXT_TOKENS,
+        n_batch=512,
+        threads=threads,
+        kv_type="f16",
+        flash=gpu_layers != 0,
     )
+    if gpu_layers:
+        context.now_s = time.perf_counter
     config = ChildConfig(
         model_path=path,
-        n_gpu_layers=0,
+        n_gpu_layers=gpu_layers,
         threads=threads,
         slots=streams,
         context_tokens=CONTEXT_TOKENS,
@@ -106,14 +117,14 @@ def measure(model: Model, context: TimedContext, config: ChildConfig) -> Clocks:
     theirs.close()
     meter = SpeedMeter(500.0, {1: 10.0})
     reporter = Reporter(ours, meter)
-    clocks, sampled_s = Clocks(), [0.0]
+    clocks, sampled_s, now_s = Clocks(), [0.0], context.now_s
 
     last: list[tuple[float, float, float]] = []
     open_answers = set(range(1, config.slots + 1))
 
     def report(emissions: list[Emission], freed: list[int], load: LoadState) -> None:
         reporter.report(emissions, freed, load)
-        now = (time.thread_time(), context.decode_s, sampled_s[0])
+        now = (now_s(), context.decode_s, sampled_s[0])
         if last and len(emissions) == config.slots:
             clocks.total_ms.append((now[0] - last[0][0]) * 1000.0)
             clocks.decode_ms.append((now[1] - last[0][1]) * 1000.0)
@@ -125,9 +136,9 @@ def measure(model: Model, context: TimedContext, config: ChildConfig) -> Clocks:
 
     class TimedLoop(DecodeLoop):
         def _draw(self, wanted: list[tuple[Running, int]]) -> list[int]:
-            began_s = time.thread_time()
+            began_s = now_s()
             tokens = super()._draw(wanted)
-            sampled_s[0] += time.thread_time() - began_s
+            sampled_s[0] += now_s() - began_s
             return tokens
 
     loop = TimedLoop(model, context, config, meter, report)

@@ -1,17 +1,19 @@
 """llama.cpp's own programs, built from the very source that llama-cpp-python brings along.
 
 The source archive is the one whose hash stands in requirements/; everything lies outside the repository, in
-$TIDEGATE_CACHE or ~/.cache/tidegate, and is built once per release.
+$TIDEGATE_CACHE or ~/.cache/tidegate, and is built once per release and CMAKE_ARGS.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import CannotMeasure
@@ -38,7 +40,9 @@ def llama_tools() -> Path:
     """The folder with the programs of TARGETS, building them if needed. Raises CannotMeasure."""
     requirement = _locked_requirement()
     version = requirement.split("==")[1].split()[0]
-    home = cache_dir() / "llama-tools" / f"llama-cpp-python-{version}"
+    more = os.environ.get("CMAKE_ARGS", "").split()
+    suffix = f"-{hashlib.sha256(' '.join(more).encode()).hexdigest()[:8]}" if more else ""
+    home = cache_dir() / "llama-tools" / f"llama-cpp-python-{version}{suffix}"
     programs = home / "build" / "bin"
     if all((programs / name).exists() for name in TARGETS):
         return programs
@@ -49,7 +53,7 @@ def llama_tools() -> Path:
     began_s = time.monotonic()
     print(f"bench-engine: building {', '.join(TARGETS)} once, about five minutes ({home})", flush=True)
     source = _source(home, requirement)
-    _build(home, source)
+    _build(home, source, more)
     print(f"bench-engine: built in {time.monotonic() - began_s:.0f} s", flush=True)
     return programs
 
@@ -80,10 +84,10 @@ def _source(home: Path, requirement: str) -> Path:
     return source
 
 
-def _build(home: Path, source: Path) -> None:
+def _build(home: Path, source: Path, more: Sequence[str]) -> None:
     log = home / "build.log"
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    _run(["cmake", *generator, "-S", str(source), "-B", str(home / "build"), *_OPTIONS], log)
+    _run(["cmake", *generator, "-S", str(source), "-B", str(home / "build"), *_OPTIONS, *more], log)
     jobs = str(os.cpu_count() or 1)
     _run(["cmake", "--build", str(home / "build"), "-j", jobs, "--target", *TARGETS], log)
 

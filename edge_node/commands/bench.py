@@ -22,7 +22,8 @@ ABOUT = (
     "Measures prefill and decode speed at several batch sizes and numbers of threads, and keeps the curves "
     "in the node's state folder, from which a daemon starts. It measures by itself when it is idle; this is "
     "more thorough. Best done while nothing else runs: as many threads as cores are only fast "
-    "on a device that is otherwise idle."
+    "on a device that is otherwise idle. Curves with layers on a GPU are shown and not kept: a daemon with a "
+    "GPU measures at every start."
 )
 
 
@@ -38,14 +39,22 @@ def main(arguments: Sequence[str]) -> int:
             raise EngineUnavailable(f"{source.name} was not measured here: run it without --show")
     else:
         found = curves.measure_curves(
-            source, threads=options.threads, sizes=options.sizes, now_s=time.time(), progress=tell
+            source,
+            threads=options.threads or ([1] if options.gpu_layers else threads_to_try(cores())),
+            sizes=options.sizes,
+            now_s=time.time(),
+            progress=tell,
+            gpu_layers=options.gpu_layers,
         )
-        tell(f"kept in {curves.save(found, folder)}")
+        if not options.gpu_layers:
+            tell(f"kept in {curves.save(found, folder)}")
     if options.json:
         say_json(asdict(found))
         return 0
     for line in curves.lines(found):
         say(line)
+    if options.gpu_layers:
+        return 0
     one, many = (curves.fastest_threads(found, size) for size in (1, max(options.sizes)))
     say(f"\nfastest here: {one} for one sequence, {many} for {max(options.sizes)} (engine.llama_cpp.threads)")
     say(f"a daemon that sets no threads takes {best_threads(found.curves)}")
@@ -59,9 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads",
         type=_numbers,
-        default=threads_to_try(cores()),
         metavar="N,...",
-        help="numbers of threads (1, 2, 4, ... up to the cores)",
+        help="numbers of threads (1, 2, 4, ... up to the cores; 1 with a GPU)",
+    )
+    parser.add_argument(
+        "--gpu-layers", type=int, default=0, metavar="N", help="layers on a GPU, -1 for all (0)"
     )
     parser.add_argument(
         "--sizes", type=_numbers, default=[1, 2, 4, 8], metavar="N,...", help="sequences at once (1,2,4,8)"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_engine import Measurement, Options
+from benchmarks.bench_engine import Measurement, Options, options_of, parser
 from benchmarks.common import CannotMeasure
 from benchmarks.engine import tools
 from benchmarks.engine.drivers import LlamaServer
@@ -91,7 +91,58 @@ def test_built_tools_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     programs.mkdir(parents=True)
     for name in tools.TARGETS:
         (programs / name).touch()
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
     assert tools.llama_tools() == programs
+
+
+def test_tools_for_other_hardware_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_CACHE", str(tmp_path))
+    commands: list[list[str]] = []
+    monkeypatch.setattr(tools, "_run", lambda command, log: commands.append(command))
+    monkeypatch.setattr(tools, "_source", lambda home, requirement: home / "source")
+    monkeypatch.setattr(tools.shutil, "which", lambda program: f"/usr/bin/{program}")
+    homes = []
+    for options in ("", "-DGGML_CUDA=ON", "-DGGML_VULKAN=ON"):
+        monkeypatch.setenv("CMAKE_ARGS", options)
+        homes.append(tools.llama_tools())
+        assert commands[-2][-1] == (options or tools._OPTIONS[-1])
+    assert len(set(homes)) == 3
+
+
+def test_rounds_with_a_gpu_are_kept_apart(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    asked = ["--models", str(model), "--parts", "share", "--programs", "/p", "--keep", str(tmp_path / "r")]
+    with pytest.raises(CannotMeasure, match=r"there is no file .*m\.gguf"):
+        options_of(parser().parse_args(asked))
+    model.touch()
+    without, with_gpu = (
+        options_of(parser().parse_args([*asked, "--gpu-layers", layers])) for layers in ("0", "-1")
+    )
+    assert (without.gpu_layers, with_gpu.gpu_layers) == (0, -1)
+    assert without.programs == Path("/p")
+    assert without.keep != with_gpu.keep
+
+
+@pytest.mark.parametrize(("layers", "told"), [(0, None), (20, "20"), (-1, "999")])
+async def test_both_engines_get_the_same_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, told: str | None
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(LlamaServer, "_spawn", lambda self, command: seen.append(command) or Gone())
+    server = LlamaServer(
+        Path("p"), settings(tmp_path).model_copy(update={"n_gpu_layers": layers}), tmp_path / "l"
+    )
+    with pytest.raises(CannotMeasure):
+        await server.start()
+    (command,) = seen
+    assert (command[command.index("-ngl") + 1] if "-ngl" in command else None) == told
+
+
+class Gone:
+    """A process that has ended."""
+
+    def poll(self) -> int:
+        return 1
 
 
 def settings(tmp_path: Path) -> LlamaCppSettings:

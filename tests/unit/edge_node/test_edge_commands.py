@@ -15,6 +15,7 @@ from serving.engines.base import EngineUnavailable
 from serving.engines.llama_cpp.bundled import bundled_model, default_models_dir
 from serving.engines.llama_cpp.catalog import file_digest
 from serving.engines.llama_cpp.gguf_check import GgufContents, GgufHeader, GgufTensor, read_gguf
+from serving.engines.llama_cpp.variants import curves
 from serving.engines.llama_cpp.variants.curve import Curve, threads_to_try
 from serving.engines.llama_cpp.variants.curves import Bench, save
 
@@ -114,6 +115,22 @@ def test_plan_tells_the_budget_and_the_verdict(capsys: pytest.CaptureFixture[str
     data = json.loads(capsys.readouterr().out)
     assert data["fits"] is False
     assert data["total"] > data["available"]["bytes"]
+
+
+def test_bench_with_a_gpu_keeps_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+    found = Bench("m", "sha256:1", "cpu, a GPU", "2026-01-02", (Curve(1, ((16, 300.0),), ((1, 9.0),)),))
+    monkeypatch.setattr(curves, "measure_curves", lambda path, **how: asked.append(how) or found)
+    monkeypatch.setenv("TIDEGATE_EDGE__STATE_DIR", str(tmp_path))
+    assert main(["bench", "bundled", "--gpu-layers", "-1"]) == 0
+    assert (asked[0]["gpu_layers"], asked[0]["threads"]) == (-1, [1])
+    assert "a GPU" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert main(["bench", "bundled", "--threads", "1"]) == 0
+    assert asked[1]["gpu_layers"] == 0
+    assert (tmp_path / "bench").exists()
 
 
 def test_bench_shows_what_was_kept_in_the_state_folder(

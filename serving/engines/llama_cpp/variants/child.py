@@ -61,10 +61,12 @@ def measure(task: dict[str, Any]) -> dict[str, object]:
 
 def sweep(task: dict[str, Any]) -> dict[str, Any]:
     """Prefill and decode rates at each number of threads, and with which build."""
-    sizes, threads = sorted(task["sizes"]), task["threads"]
-    model = Model(task["path"])
+    sizes, threads, gpu_layers = sorted(task["sizes"]), task["threads"], task["gpu_layers"]
+    log = LoadLog()
+    model = Model(task["path"], n_gpu_layers=gpu_layers)
+    log.close()
     tokens = PROMPT_TOKENS + DECODE_STEPS + 1
-    context = _context(model, sizes[-1], tokens, max(threads))
+    context = _context(model, sizes[-1], tokens, max(threads), flash=gpu_layers != 0)
     prompt = sweep_prompt(model.n_vocab, tokens)
     measuring = Sweep(context, prompt, threads=threads, sizes=sizes, point_s=_POINT_S)
     told = 0
@@ -72,10 +74,10 @@ def sweep(task: dict[str, Any]) -> dict[str, Any]:
         if len(measuring.curves) > told:
             told = len(measuring.curves)
             say({"share": told / len(threads)})
-    return {"build": build_id(), "curves": [asdict(curve) for curve in measuring.curves]}
+    return {"build": build_id(), "gpus": log.gpus, "curves": [asdict(curve) for curve in measuring.curves]}
 
 
-def _context(model: Model, slots: int, context_tokens: int, threads: int) -> Context:
+def _context(model: Model, slots: int, context_tokens: int, threads: int, *, flash: bool = False) -> Context:
     return Context(
         model,
         sequences=slots,
@@ -83,6 +85,7 @@ def _context(model: Model, slots: int, context_tokens: int, threads: int) -> Con
         n_batch=512,
         threads=threads,
         kv_type="f16",
+        flash=flash,
     )
 
 

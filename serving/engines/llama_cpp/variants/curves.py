@@ -62,7 +62,8 @@ def bench_of(path: Path, digest: str, found: Any, now_s: float) -> Bench:
     """From what a child measured: {"build", "curves"}. Raises KeyError, TypeError or ValueError."""
     today = datetime.date.fromtimestamp(now_s).isoformat()
     measured = tuple(Curve.parse(each) for each in found["curves"])
-    return Bench(path.name, digest, hardware(), today, measured, str(found["build"]), now_s)
+    device = ", ".join((hardware(), *map(str, found.get("gpus", ()))))
+    return Bench(path.name, digest, device, today, measured, str(found["build"]), now_s)
 
 
 def save(bench: Bench, folder: Path) -> Path:

@@ -56,3 +56,9 @@ def test_a_model_is_swept(model_path: Path) -> None:
     assert found.hardware == curves.hardware()
     assert found.measured_on.startswith("2026-01-0")
     assert found.build
+
+
+def test_curves_of_a_gpu_name_it(tmp_path: Path) -> None:
+    found = {"curves": [], "build": "b", "gpus": ["NVIDIA L4"]}
+    bench = curves.bench_of(tmp_path / "m.gguf", "sha256:1", found, 1_767_312_000.0)
+    assert bench.hardware == f"{curves.hardware()}, NVIDIA L4"
