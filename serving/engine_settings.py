@@ -216,8 +216,8 @@ class LlamaServerSection(Section):
     options: tuple[str, ...] = Field(default=(), description="Further words of its command line")
     command: tuple[str, ...] = Field(
         default=(),
-        description="Whole command of another server instead; {model}, {name}, {host}, {port}, {slots}, "
-        "{context}, {total_context}, {threads}, {n_gpu_layers} and {kv_type} are filled in",
+        description="Whole command of another server instead, which listens on {socket}; {model}, {name}, "
+        "{slots}, {context}, {total_context}, {threads}, {n_gpu_layers} and {kv_type} are filled in, too",
     )
     threads: int = Field(default=1, ge=1, description="Threads that compute")
     n_gpu_layers: int = Field(default=0, ge=-1, description="Layers offloaded to a GPU")
@@ -229,6 +229,12 @@ class LlamaServerSection(Section):
         default=60.0,
         gt=0,
         description="Seconds without any output of a busy server, or without health, until it is restarted",
+    )
+    memory_limit_mib: int = Field(
+        default=0,
+        ge=-1,
+        description="Memory that the server may write to; 0 derives it from the model (none with a GPU or "
+        "another server), -1 is none",
     )
     fit_check: bool = Field(default=True, description="Refuse to load a model that memory is too short for")
     debug: bool = Field(

@@ -41,11 +41,11 @@ def settings(folder: Path, **changes: Any) -> LlamaServerSettings:
     """A daemon on the oracle; its files lie in `folder`."""
     config = folder / "daemon.toml"
     config.write_text(_CONFIG.format(folder=folder, context=CONTEXT_TOKENS))
-    daemon = (sys.executable, "-m", "edge_node", "--config", str(config))
+    daemon = (sys.executable, str(Path(__file__).with_name("managed_daemon.py")), str(config), "{socket}")
     values: dict[str, Any] = {
         "model_path": smollm2_gguf(),
         "model": "smollm2-135m",
-        "command": ("env", "TIDEGATE_EDGE__LOCAL_API__PORT={port}", *daemon),
+        "command": daemon,
         "slots": 2,
         "queue_limit": 3,
         "context_tokens": CONTEXT_TOKENS,

@@ -59,10 +59,10 @@ async def test_a_dead_or_silent_server_is_told_and_started_again(
     ("command", "words"),
     [
         (
-            ("/no/such/server",),
+            ("/no/such/server", "{socket}"),
             "`/no/such/server` ended with status 127 .*: cannot run /no/such/server",
         ),
-        (("sh", "-c", "echo out of luck; exit 3"), "`sh` ended with status 3 .*: out of luck"),
+        (("sh", "-c", "echo out of luck; exit 3", "{socket}"), "`sh` ended with status 3 .*: out of luck"),
     ],
 )
 async def test_a_server_that_does_not_start_is_named_with_its_last_words(
@@ -75,7 +75,7 @@ async def test_a_server_that_does_not_start_is_named_with_its_last_words(
 
 
 async def test_one_that_never_answers_is_given_up_and_ended(tmp_path: Path) -> None:
-    command = ("sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 60")
+    command = ("sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 60", "{socket}")
     engine = LlamaServerEngine(managed_server.settings(tmp_path, command=command, start_timeout_s=4.0))
     with pytest.raises(EngineUnavailable, match="cannot be used"):
         await engine.start()
@@ -88,7 +88,10 @@ def test_a_server_dies_with_its_node(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "serving.engines.llama_server.launch"]
     script = (
         "import os, subprocess, sys, time\n"
-        f"child = subprocess.Popen({launch!r} + [str(os.getpid()), 'sleep', '60'], start_new_session=True)\n"
+        "from serving.engines.llama_server.seal import Seal\n"
+        "_, told = os.pipe()\n"
+        f"command = {launch!r} + [Seal(os.getpid(), told).argument(), 'sleep', '60']\n"
+        "child = subprocess.Popen(command, pass_fds=[told], start_new_session=True)\n"
         "while os.readlink(f'/proc/{child.pid}/exe').endswith('sleep') is False: time.sleep(0.01)\n"
         "print(child.pid, flush=True)\n"
         "os._exit(0)\n"
@@ -108,7 +111,8 @@ def test_a_server_dies_with_its_node(tmp_path: Path) -> None:
     ("section", "words"),
     [
         ({"program": "/no/such/server"}, "engine.llama_server.program: there is no program /no/such/server"),
-        ({"command": ["server", "{prot}"]}, "'prot' is no known placeholder"),
+        ({"command": ["server", "{socket}", "{prot}"]}, "'prot' is no known placeholder"),
+        ({"command": ["server", "--port", "8080"]}, "no word of it says {socket}"),
     ],
 )
 def test_wrong_settings_are_named(section: dict[str, object], words: str) -> None:

@@ -131,7 +131,7 @@ def read_frames(
 def serve(sock: socket.socket, config: ChildConfig) -> None:
     """Loads, measures, and computes until the parent is gone. Raises NativeError, PromptError."""
     began = time.monotonic()
-    exposed = seal(memory_limit_bytes=config.memory_limit_bytes, gpu=config.n_gpu_layers != 0)
+    exposed = seal(memory_limit_bytes=config.memory_limit_bytes, helpers=config.n_gpu_layers != 0)
     start_backend(debug=config.debug)
     log = LoadLog(echo=config.debug)
     model = Model(config.model_path, n_gpu_layers=config.n_gpu_layers)

@@ -9,7 +9,7 @@ from serving.engines.llama_cpp.gguf_check import GgufContents, GgufHeader, read_
 from serving.engines.llama_cpp.settings import LlamaCppSettings
 from serving.engines.llama_cpp.variants.choose import Wish, choose
 from serving.engines.llama_cpp.variants.memory import available_memory
-from serving.engines.llama_cpp.variants.plan import Load, Shape, budget_of, model_bytes, require_fit
+from serving.engines.llama_cpp.variants.plan import Budget, Load, Shape, budget_of, model_bytes, require_fit
 
 # On top of what the plan expects: fragments, stacks, heaps per thread, and the plan's own error.
 _MARGIN_SHARE = 0.5
@@ -61,8 +61,8 @@ def derive(settings: LlamaCppSettings) -> LlamaCppSettings:
 def memory_limit_bytes(settings: LlamaCppSettings) -> int:
     """What a child may write to, far above what it needs and far below what would starve the device.
 
-    Weights count in full, because llama.cpp may repack them into memory of its own; parked prefixes take as
-    much as the cache. 0 is no limit: as asked, or with a GPU, whose driver reserves what it never uses.
+    Weights count in full, because llama.cpp may repack them into memory of its own. 0 is no limit: as asked,
+    or with a GPU, whose driver reserves what it never uses.
     Blocks. Raises EngineUnavailable.
     """
     if settings.memory_limit_mib:
@@ -72,7 +72,12 @@ def memory_limit_bytes(settings: LlamaCppSettings) -> int:
     shape = Shape.of(_contents(settings.model_path), model_bytes(settings.model_path))
     budget = budget_of(shape, _load(settings).within(shape), with_daemon=False)
     adapters = sum(adapter.path.stat().st_size for adapter in settings.adapters if adapter.path.exists())
-    needed = budget.total + budget.slots * budget.cache_per_slot + adapters
+    return limit_of(budget, adapters)
+
+
+def limit_of(budget: Budget, further_bytes: int = 0) -> int:
+    """Prefixes that are kept outside the slots take as much as the cache once more."""
+    needed = budget.total + budget.slots * budget.cache_per_slot + further_bytes
     return int(needed * (1.0 + _MARGIN_SHARE)) + _MARGIN_BYTES
 
 

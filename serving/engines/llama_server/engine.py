@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from serving.engines.base import EngineInfo, EngineLoad, EngineRefused, EngineUnavailable
-from serving.engines.llama_server.model import describe_file
-from serving.engines.llama_server.process import ServerProcess, free_port
-from serving.engines.llama_server.settings import HOST, LlamaServerSettings, key_environment
-from serving.engines.openai_http import OpenAiHttpEngine, OpenAiHttpSettings
+from serving.engines.llama_server.model import Described, describe_file
+from serving.engines.llama_server.process import ServerProcess
+from serving.engines.llama_server.settings import LlamaServerSettings
+from serving.engines.openai_http import OpenAiHttpEngine
 from serving.engines.openai_http.outbox import Outbox
 from tidegate.routing.domain import (
     AttemptKey,
@@ -35,8 +34,6 @@ _FIRST_BACKOFF_S = 0.5
 _END_GRACE_S = 0.5
 # A broken connection is seen before the end of the process that broke it.
 _SETTLE_S = 0.5
-# On the same machine a probe costs next to nothing.
-_HEALTH_INTERVAL_S = 0.2
 _RESTARTING = Failure(Cause.ENGINE_CRASHED, "the server is being started again")
 _DRAINING = Failure(Cause.DRAINING, "the engine is stopping")
 
@@ -53,14 +50,14 @@ class _Server:
 class LlamaServerEngine:
     """Implements serving.engines.base.Engine; `clock` gives seconds.
 
-    Each server has a free port and a key of its own, so nobody else on this machine can use it, and no other
-    program on that port gets a prompt that it was not meant to have. Indices count deltas.
+    Each server listens on a socket in a directory of its own, so nobody else on this machine can use it, and
+    no other program gets a prompt that it was not meant to have. Indices count deltas.
     """
 
     def __init__(self, settings: LlamaServerSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        self._variant = Variant(settings.model, "")
+        self._file = Described(Variant(settings.model, ""), 0, 0)
         self._speeds = settings.speeds
         self._server: _Server | None = None
         self._open: dict[AttemptKey, int] = {}
@@ -78,11 +75,11 @@ class LlamaServerEngine:
 
     async def start(self) -> EngineInfo:
         """Checks the file, starts the server and asks it something. Raises EngineUnavailable."""
-        self._variant = await asyncio.to_thread(describe_file, self._settings)
+        self._file = await asyncio.to_thread(describe_file, self._settings)
         server, info = await self._launch()
         self._spawn(self._supervise(server), "server-supervise")
         self._spawn(self._watch(), "server-watch")
-        digest = self._settings.replay_digest(self._variant.digest, info.build)
+        digest = self._settings.replay_digest(self._file.variant.digest, info.build)
         return dataclasses.replace(info, replay_digest=digest)
 
     def submit(self, work: Work) -> None:
@@ -137,13 +134,9 @@ class LlamaServerEngine:
 
     async def _launch(self) -> tuple[_Server, EngineInfo]:
         """A server that has answered. Raises EngineUnavailable."""
-        settings, port, key = self._settings, free_port(), secrets.token_urlsafe(24)
-        command = settings.command_line(port)
-        try:
-            process = await ServerProcess.spawn(command, key_environment(key), echo=settings.debug)
-        except OSError as error:
-            raise EngineUnavailable(f"the server's process cannot be started: {error}") from error
-        inner = OpenAiHttpEngine(self._spoken_with(port, key), self._clock)
+        process = await self._spawned()
+        spoken_with = self._settings.of_client(self._file.variant, self._speeds, process.socket)
+        inner = OpenAiHttpEngine(spoken_with, self._clock)
         began_s = self._clock()
         try:
             info = await self._first_answer(process, inner)
@@ -156,26 +149,21 @@ class LlamaServerEngine:
         self._is_new = True
         self._server = _Server(process, inner, pump)
         _LOG.info("server %d is ready after %.1f s", process.pid, self._clock() - began_s)
+        if exposed := process.exposed():
+            _LOG.warning("the server can reach the network and start programs: %s", exposed)
         return self._server, info
 
-    def _spoken_with(self, port: int, key: str) -> OpenAiHttpSettings:
-        settings = self._settings
-        return OpenAiHttpSettings(
-            base_url=f"http://{HOST}:{port}/v1",
-            variant=self._variant,
-            speeds=self._speeds,
-            api_key=key,
-            slots=settings.slots,
-            queue_limit=settings.queue_limit,
-            hardware_class=settings.hardware_class or "llama-server",
-            selftest=True,
-            is_llama_server=not settings.command,
-            health_interval_s=_HEALTH_INTERVAL_S,
-            start_timeout_s=settings.start_timeout_s,
-            # Whether the whole server hangs is judged here; these only bound a single sequence.
-            first_delta_timeout_s=4.0 * settings.hang_timeout_s,
-            idle_timeout_s=4.0 * settings.hang_timeout_s,
-        )
+    async def _spawned(self) -> ServerProcess:
+        settings, kept_mib = self._settings, self._file.kept_mib
+        try:
+            return await ServerProcess.spawn(
+                lambda socket: settings.command_line(socket, kept_mib),
+                memory_limit_bytes=self._file.memory_limit_bytes,
+                helpers=settings.helpers,
+                echo=settings.debug,
+            )
+        except OSError as error:
+            raise EngineUnavailable(f"the server's process cannot be started: {error}") from error
 
     async def _first_answer(self, process: ServerProcess, inner: OpenAiHttpEngine) -> EngineInfo:
         """What the server says of itself, unless it ends before. Raises EngineUnavailable."""
@@ -186,8 +174,9 @@ class LlamaServerEngine:
             if starting.done():
                 return starting.result()
             said = await process.last_words()
+            name = self._settings.command_line(process.socket)[0]
             raise EngineUnavailable(
-                f"`{self._settings.command_line(0)[0]}` ended with status {ended.result()} while it loaded "
+                f"`{name}` ended with status {ended.result()} while it loaded "
                 f"{self._settings.model_path.name}: {said}"
             )
         except asyncio.CancelledError:

@@ -1,34 +1,37 @@
-"""The server's process: started in a session of its own, listened to, ended within a bound."""
+"""The server's process: sealed, in a session and a directory of its own, ended within a bound."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
-import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from serving.engines.llama_cpp.process import child_environment
-from serving.engines.llama_server.settings import HOST
+from serving.engines.llama_cpp.scratch import Scratch
+from serving.engines.llama_server.seal import Seal
 
 _LAUNCH = "serving.engines.llama_server.launch"
+# llama-server takes an address for a path by this ending.
+_SOCKET = "server.sock"
+# The kernel's limit is 108 bytes, the last one 0; other systems have less.
+_LONGEST_SOCKET = 103
 _TAIL_BYTES = 2000
-
-
-def free_port() -> int:
-    """A TCP port that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+_EXPOSED_BYTES = 500
 
 
 class ServerProcess:
     """One server. Whoever spawns it must call `end`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, *, echo: bool) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, scratch: Scratch, exposed_fd: int, *, echo: bool
+    ) -> None:
         self._process = process
+        self._scratch = scratch
+        self._exposed_fd = exposed_fd
         self._echo = echo
         self._tail = b""
         self._keeps_tail = True
@@ -37,20 +40,48 @@ class ServerProcess:
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], variables: Mapping[str, str], *, echo: bool
+        cls,
+        command_line: Callable[[Path], Sequence[str]],
+        *,
+        memory_limit_bytes: int,
+        helpers: bool,
+        echo: bool,
     ) -> ServerProcess:
-        """Raises OSError. With `echo` the server's words go to standard error, else nowhere."""
-        environment = child_environment(dict(os.environ), bounded_spin=False) | dict(variables)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", _LAUNCH, str(os.getpid())),
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-        return cls(process, echo=echo)
+        """`command_line` is given the socket to listen on. Raises OSError.
+
+        With `echo` the server's words go to standard error, else nowhere.
+        """
+        scratch = await asyncio.to_thread(Scratch.make)
+        exposed, theirs = os.pipe()
+        try:
+            _require_short(scratch.path / _SOCKET)
+            seal = Seal(os.getpid(), theirs, memory_limit_bytes, helpers)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", _LAUNCH, seal.argument()),
+                *command_line(scratch.path / _SOCKET),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=_environment() | {"TMPDIR": str(scratch.path)},
+                pass_fds=(theirs,),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(exposed)
+            scratch.remove()
+            raise
+        finally:
+            os.close(theirs)
+        return cls(process, scratch, exposed, echo=echo)
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens. Nobody but this user can reach it."""
+        return self._scratch.path / _SOCKET
+
+    def exposed(self) -> str:
+        """Why it is not sealed, or empty. Once, of a server that is ready."""
+        return os.read(self._exposed_fd, _EXPOSED_BYTES).decode()
 
     @property
     def pid(self) -> int:
@@ -78,14 +109,24 @@ class ServerProcess:
 
     async def end(self, grace_s: float) -> int:
         """Asks it to end, kills it and its children after `grace_s`. The exit status."""
-        if grace_s > 0.0 and not self._ended.done():
-            self._signal(signal.SIGTERM)
-            await self.ends_within(grace_s)
-        self._signal(signal.SIGKILL)
+        try:
+            if grace_s > 0.0 and not self._ended.done():
+                self._signal(signal.SIGTERM)
+                await self.ends_within(grace_s)
+        finally:
+            self._signal(signal.SIGKILL)
+            self._clean_up()
         status = await self.wait()
         self._listener.cancel()
         await asyncio.gather(self._listener, return_exceptions=True)
         return status
+
+    def _clean_up(self) -> None:
+        """May be repeated."""
+        self._scratch.remove()
+        if self._exposed_fd >= 0:
+            os.close(self._exposed_fd)
+            self._exposed_fd = -1
 
     def _signal(self, number: signal.Signals) -> None:
         """To its whole session: a server may have children of its own, also when it has ended itself."""
@@ -103,3 +144,15 @@ class ServerProcess:
                 sys.stderr.write(data.decode("utf-8", "replace"))
             if self._keeps_tail:
                 self._tail = (self._tail + data)[-_TAIL_BYTES:]
+
+
+def _require_short(socket: Path) -> None:
+    """Raises OSError for a path that is no address."""
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+        raise OSError(errno.ENAMETOOLONG, "no socket can have so long a path, set TMPDIR", str(socket))
+
+
+def _environment() -> dict[str, str]:
+    """Without the key that llama-server would ask for: the socket's directory is what keeps others away."""
+    kept = child_environment(dict(os.environ), bounded_spin=False)
+    return {name: value for name, value in kept.items() if name != "LLAMA_API_KEY"}

@@ -18,11 +18,11 @@ class OpenAiHttpSettings:
 
     `slots` requests run upstream at once and `queue_limit` more wait here. `speeds` is believed until real
     work has taught better. `cache_tokens` 0 takes what the server's metrics say, else slots x context.
-    `ca_file` trusts a private CA. Timeouts are seconds: `first_delta_timeout_s` bounds the server's own
-    queue plus its prefill, `idle_timeout_s` the silence between two deltas. `is_llama_server` asks for its
-    timings with every delta, and looks for stop strings here: at the end of an answer that server forgets
-    text that could have become one. `prefix_guess_s` is how long a computed prefix is taken to be still warm
-    there; 0 takes none to be.
+    `ca_file` trusts a private CA. `socket` is the path of a local socket that is dialled instead of the
+    address. Timeouts are seconds: `first_delta_timeout_s` bounds the server's own queue plus its prefill,
+    `idle_timeout_s` the silence between two deltas. `is_llama_server` asks for its timings with every delta,
+    and looks for stop strings here: at the end of an answer that server forgets text that could have become
+    one. `prefix_guess_s` is how long a computed prefix is taken to be still warm there; 0 takes none to be.
     """
 
     base_url: str
@@ -31,6 +31,7 @@ class OpenAiHttpSettings:
     upstream_model: str = ""
     api_key: str = field(default="", repr=False)
     ca_file: str = ""
+    socket: str = ""
     slots: int = 8
     queue_limit: int = 64
     hardware_class: str = "openai-http"

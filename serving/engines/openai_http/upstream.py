@@ -56,10 +56,15 @@ class Upstream:
         context: ssl.SSLContext | bool = True
         if settings.ca_file or settings.base_url.lower().startswith("https:"):
             context = await asyncio.to_thread(ssl.create_default_context, cafile=settings.ca_file or None)
+        connector: aiohttp.BaseConnector
+        if settings.socket:
+            connector = aiohttp.UnixConnector(settings.socket, limit=0, keepalive_timeout=_KEEPALIVE_S)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_KEEPALIVE_S)
         self._session = aiohttp.ClientSession(
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_KEEPALIVE_S),
+            connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
             max_line_size=64 << 10,
         )

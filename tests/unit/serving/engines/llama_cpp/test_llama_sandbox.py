@@ -23,6 +23,7 @@ ATTACKS = {
     "a signal to another process": "os.kill(victim, 0)",
     "a signal to another process's thread": "signal.pidfd_send_signal(os.pidfd_open(victim), 0)",
     "a signal to its whole group": "os.killpg(0, 0)",
+    "a datagram to a local socket by way of a pair": "datagram()",
     "memory without end": "bytearray(2**30)",
 }
 ATTACK = """
@@ -40,8 +41,14 @@ def other():
 threading.Thread(target=other, daemon=True).start()
 def raise_(error):
     if error: raise error
+def datagram():
+    a, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    a.sendto(b"prompt", named.getsockname())
+    assert named.recv(9) == b"prompt"
+named = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+named.bind(b"\\0tidegate-test-%d" % os.getpid())
 if sys.argv[1] != "open":
-    exposed = seal(memory_limit_bytes=2**29, gpu=sys.argv[1] == "gpu")
+    exposed = seal(memory_limit_bytes=2**29, helpers=sys.argv[1] == "gpu")
     assert not exposed, exposed
 try:
     exec(sys.argv[2])
@@ -62,7 +69,7 @@ def test_an_attack_works_unsealed_and_fails_sealed(name: str) -> None:
 
 
 def test_a_sealed_process_can_still_abort_and_signal_itself() -> None:
-    seal = "from serving.engines.llama_cpp.sandbox import seal; seal(memory_limit_bytes=0, gpu=False); "
+    seal = "from serving.engines.llama_cpp.sandbox import seal; seal(memory_limit_bytes=0, helpers=False); "
     for how in ("os.abort()", "os.kill(os.getpid(), 6)", "signal.pthread_kill(threading.get_ident(), 6)"):
         script = f"import os, signal, threading; {seal}{how}"
         assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == -6
@@ -94,7 +101,7 @@ def test_a_gpus_driver_keeps_local_sockets_and_nothing_else_gets_out() -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become an ordinary user")
 def test_an_ordinary_user_can_seal_as_well() -> None:
     script = "import os; from serving.engines.llama_cpp.sandbox import seal; os.setuid(65534); "
-    script += "print(seal(memory_limit_bytes=0, gpu=False))"
+    script += "print(seal(memory_limit_bytes=0, helpers=False))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
 
