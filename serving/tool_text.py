@@ -1,4 +1,4 @@
-"""How functions are told to a model in plain text, and how they are found again in that text. Pure.
+"""How functions and calls are told to a model in plain text, and found again in that text. Pure.
 
 The door that takes a request knows no node's chat template. So it describes the functions in the system
 message, which any model reads; a node whose template has a place of its own for functions takes them out
@@ -8,16 +8,20 @@ again and puts them there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
+from serving.tool_calls import calls_in
 from tidegate.routing.domain import Message, Role
 
 _BEFORE = "You can call these functions, each described by a JSON object:\n"
 _AFTER = '\nTo call one, answer with nothing but {"name": its name, "arguments": an object}.'
-# Around a call where a model's own template asks for it (Hermes, Qwen and those that follow them).
-OPENS, CLOSES = "<tool_call>", "</tool_call>"
+# Where a call may begin behind a text.
+_LINE = re.compile(r'\n(?=\{"name": )')
+_MOST_TRIES = 8
 
 
 def introduce(functions: Sequence[dict[str, Any]], messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -46,36 +50,55 @@ def take_out(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[dic
     return (replace(plain[0], content=before.removesuffix("\n\n")), *plain[1:]), functions
 
 
-def calls_in(text: str) -> list[tuple[str, Any]]:
-    """(name, arguments) of each call that the text consists of, with or without tags around each.
+class Call(NamedTuple):
+    """`number` counts the calls of a conversation."""
 
-    Raises ValueError when it is anything else, or cut off. Llama's models say parameters for arguments.
-    """
-    return list(_calls(text.strip()))
-
-
-def _calls(text: str) -> Iterator[tuple[str, Any]]:
-    decoder = json.JSONDecoder()
-    while text:
-        tagged = text.startswith(OPENS)
-        text = text.removeprefix(OPENS).lstrip()
-        call, end = decoder.raw_decode(text)
-        text = text[end:].lstrip(" \t\r\n;,")
-        if tagged and text:
-            # The last tag may be what the answer ended with.
-            if not text.startswith(CLOSES):
-                raise ValueError("a call is not closed")
-            text = text.removeprefix(CLOSES).lstrip()
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-            raise ValueError("not a call")
-        if "arguments" not in call and "parameters" not in call:
-            raise ValueError("a call without arguments")
-        yield call["name"], call["arguments"] if "arguments" in call else call["parameters"]
+    number: int
+    name: str
+    arguments: Any
 
 
-def begins_like_a_call(text: str) -> bool | None:
-    """None while that cannot be said yet."""
-    text = text.lstrip()
-    if text.startswith(("{", OPENS)):
-        return True
-    return None if OPENS.startswith(text) else False
+class Turn(NamedTuple):
+    """A message; the calls that end it are taken out of `text`. `answers` is the number of a call."""
+
+    message: Message
+    text: str
+    calls: tuple[Call, ...] = ()
+    answers: int | None = None
+
+
+def turns_of(messages: Sequence[Message]) -> list[Turn]:
+    """Earlier calls and their results belong together by ids, which messages do not carry: by their order."""
+    turns: list[Turn] = []
+    unanswered: list[Call] = []
+    made = 0
+    for message in messages:
+        text, found = _parted(message)
+        calls = tuple(Call(made + at, name, given) for at, (name, given) in enumerate(found))
+        answers = None
+        if calls:
+            made += len(calls)
+            unanswered = list(calls)
+        elif message.role is Role.TOOL and unanswered:
+            answered = next((call for call in unanswered if call.name == message.name), unanswered[0])
+            unanswered.remove(answered)
+            answers = answered.number
+        turns.append(Turn(message, text, calls, answers))
+    return turns
+
+
+def _parted(message: Message) -> tuple[str, list[tuple[str, Any]]]:
+    """An assistant's text and the calls after it, each in a line of its own."""
+    content = message.content
+    if message.role is not Role.ASSISTANT:
+        return content, []
+    # What is no call is looked through a few times at most, however much it looks like some.
+    lines = (found.end() for found in islice(_LINE.finditer(content), _MOST_TRIES))
+    for start in (0, *lines):
+        try:
+            calls = calls_in(content[start:])
+        except (ValueError, RecursionError):
+            continue
+        if calls:
+            return content[:start].rstrip("\n"), calls
+    return content, []

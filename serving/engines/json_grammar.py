@@ -78,51 +78,32 @@ _BASE = {
     "integer": '"-"? ("0" | [1-9] [0-9]{0,14})',
     "number": 'integer ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,2})?',
 }
-_OR_TEXT = r"[^{ \t\r\n] [^\x00]*"
 
 
 class SchemaError(ValueError):
     """A schema that cannot be enforced. The message names the place and carries none of its values."""
 
 
-def grammar_of(schema_text: str, *, or_text: bool = False, tags: tuple[str, str] | None = None) -> str:
-    """With `or_text` also any text that does not begin with a brace or white space, or with the first tag.
+def grammar_of(schema_text: str) -> str:
+    """Raises SchemaError."""
+    schema = schema_of(schema_text)
+    rules = SchemaRules(schema)
+    return rules.grammar(rules.rule(schema, "#"))
 
-    `tags` may stand around the JSON, and then up to four of these after one another. Raises SchemaError.
-    """
+
+def schema_of(text: str) -> Any:
+    """Raises SchemaError."""
     try:
-        schema = json.loads(schema_text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise SchemaError("the schema is not valid JSON") from None
-    converter = _Converter(schema)
-    root = converter.rule(schema, "#", 0)
-    rules = {"root": _root(root, or_text, tags), **_BASE, **converter.rules}
-    grammar = "".join(f"{name} ::= {body}\n" for name, body in rules.items())
-    if len(grammar) > MAX_GRAMMAR_CHARS:
-        raise SchemaError(f"the schema's grammar is longer than {MAX_GRAMMAR_CHARS} characters")
-    return grammar
-
-
-def _root(json_rule: str, or_text: bool, tags: tuple[str, str] | None) -> str:
-    if tags is None:
-        return f"{json_rule} | {_OR_TEXT}" if or_text else json_rule
-    opens, closes = (_literal(tag) for tag in tags)
-    tagged = f'{opens} "\\n"? {json_rule} "\\n"? {closes}'
-    several = f'{tagged} ("\\n"? {tagged}){{0,3}}'
-    if not or_text:
-        return f"{json_rule} | {several}"
-    # All that begins like the first tag and goes on in another way.
-    tag = tags[0]
-    others = (f"{_literal(tag[:n])} ([^{tag[n]}\\x00] [^\\x00]*)?" for n in range(1, len(tag)))
-    text = f"[^{{ \\t\\r\\n{tag[0]}\\x00] [^\\x00]*"
-    return " | ".join((json_rule, several, text, *others))
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-class _Converter:
+class SchemaRules:
     """Names one rule per referenced definition and per object; everything else is written in place."""
 
     def __init__(self, schema: Any) -> None:
@@ -131,8 +112,16 @@ class _Converter:
         self._by_ref: dict[str, str] = {}
         self.rules: dict[str, str] = {}
 
-    def rule(self, schema: Any, where: str, depth: int) -> str:
-        """An expression that can stand in a sequence. Raises SchemaError."""
+    def grammar(self, root: str) -> str:
+        """All rules under this root. Raises SchemaError."""
+        rules = {"root": root, **_BASE, **self.rules}
+        grammar = "".join(f"{name} ::= {body}\n" for name, body in rules.items())
+        if len(grammar) > MAX_GRAMMAR_CHARS:
+            raise SchemaError(f"the schema's grammar is longer than {MAX_GRAMMAR_CHARS} characters")
+        return grammar
+
+    def rule(self, schema: Any, where: str, depth: int = 0) -> str:
+        """An expression, of a part of the schema, that can stand in a sequence. Raises SchemaError."""
         self._nodes += 1
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
             raise SchemaError(f"the schema is deeper than {MAX_DEPTH} or has more than {MAX_NODES} parts")
@@ -184,7 +173,7 @@ class _Converter:
         fitting = [v for v in values if not types or any(_TYPES[t](v) for t in types)]
         if not fitting:
             raise SchemaError(f"{where} has no value of its type")
-        return _either(_literal(_compact(value)) for value in fitting)
+        return either(literal(compact(value)) for value in fitting)
 
     def _combined(self, schema: dict[str, Any], keyword: str, where: str, depth: int) -> str:
         parts = schema[keyword]
@@ -198,7 +187,7 @@ class _Converter:
         if "type" in schema:
             parts = [{"type": schema["type"], **p} if isinstance(p, dict) else p for p in parts]
         rules = [self.rule(p, f"{where}.{keyword}[{i}]", depth + 1) for i, p in enumerate(parts)]
-        return _either(rules)
+        return either(rules)
 
     def _disjoint(self, parts: list[Any]) -> bool:
         """By type, or by different constants in one required member of objects."""
@@ -215,7 +204,7 @@ class _Converter:
         members = [{n for n in p.get("required", ()) if _constants(p, n) is not None} for p in resolved]
         for name in set.intersection(*members):
             said = [value for p in resolved for value in _constants(p, name) or ()]
-            if len({_compact(value) for value in said}) == len(said):
+            if len({compact(value) for value in said}) == len(said):
                 return True
         return False
 
@@ -230,7 +219,7 @@ class _Converter:
                 raise SchemaError(f"{where} has limits of several types but no type")
             types = ["number"] if "number" in types else types
         _only(schema, where, "type", *(word for kind in types for word in _KEYWORDS[kind]))
-        return _either(self._of_type(kind, schema, where, depth) for kind in types)
+        return either(self._of_type(kind, schema, where, depth) for kind in types)
 
     def _of_type(self, kind: str, schema: dict[str, Any], where: str, depth: int) -> str:
         if kind == "object":
@@ -259,21 +248,21 @@ class _Converter:
         pairs: list[tuple[str, bool]] = []
         for name, part in members.items():
             value = self.rule(part, f"{where}.{name[:40]}", depth + 1)
-            pairs.append((f'{_literal(_compact(name))} ":" ws {value}', name in required))
-        return self._named("object", '"{" ws ' + self._members(pairs) + ' ws "}"')
+            pairs.append((f'{literal(compact(name))} ":" ws {value}', name in required))
+        return self.named("object", '"{" ws ' + self._members(pairs) + ' ws "}"')
 
     def _members(self, pairs: list[tuple[str, bool]]) -> str:
         """All required pairs and any of the others, in their order, with commas between."""
         # after[i]: what may follow once something was written; first[i]: while nothing was.
         after = first = '""'
         for pair, needed in reversed(pairs):
-            one = self._named("pair", pair)
+            one = self.named("pair", pair)
             if needed:
                 after, first = f'"," ws {one} {after}', f"{one} {after}"
             else:
                 first = f"({one} {after} | {first})"
                 after = f'("," ws {one})? {after}'
-            after, first = self._named("rest", after), self._named("rest", first)
+            after, first = self.named("rest", after), self.named("rest", first)
         return first
 
     def _map(self, more: Any, where: str, depth: int) -> str:
@@ -281,8 +270,8 @@ class _Converter:
             return '"{" ws "}"'
         if more is True:
             return "object"
-        pair = self._named("pair", f'string ":" ws {self.rule(more, f"{where}.*", depth + 1)}')
-        return self._named("object", f'"{{" ws ({pair} ("," ws {pair}){{0,{MAX_REPEATS}}})? ws "}}"')
+        pair = self.named("pair", f'string ":" ws {self.rule(more, f"{where}.*", depth + 1)}')
+        return self.named("object", f'"{{" ws ({pair} ("," ws {pair}){{0,{MAX_REPEATS}}})? ws "}}"')
 
     def _array(self, schema: dict[str, Any], where: str, depth: int) -> str:
         low, high = _bounds(schema, "minItems", "maxItems", where)
@@ -294,22 +283,25 @@ class _Converter:
         if high is not None:
             items = items[:high]
         if not items and more is not False:
-            item = self._named("item", self.rule(more, f"{where}[]", depth + 1))
-            return self._named("array", f'"[" ws {_list(item, low, high)} ws "]"')
+            item = self.named("item", self.rule(more, f"{where}[]", depth + 1))
+            return self.named("array", f'"[" ws {_list(item, low, high)} ws "]"')
         if low > len(items):
             if more is False:
                 raise SchemaError(f"{where}.minItems is more than there may be")
-            item = self._named("item", self.rule(more, f"{where}[]", depth + 1))
+            item = self.named("item", self.rule(more, f"{where}[]", depth + 1))
             items += [item] * (low - len(items))
-        return self._named("array", '"[" ws ' + ' "," ws '.join(items) + ' ws "]"') if items else '"[" ws "]"'
+        return self.named("array", '"[" ws ' + ' "," ws '.join(items) + ' ws "]"') if items else '"[" ws "]"'
 
-    def _named(self, kind: str, body: str) -> str:
+    def named(self, kind: str, body: str) -> str:
         """A rule of its own: in place, bodies would be copied once per use."""
         if body in ('""',) or body.isidentifier():
             return body
         name = f"{kind}-{len(self.rules)}"
-        self.rules[name] = body
+        self.add(name, body)
         return name
+
+    def add(self, name: str, body: str) -> None:
+        self.rules[name] = body
 
 
 def _named_members(schema: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
@@ -395,15 +387,15 @@ def _constants(schema: dict[str, Any], member: str) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
-def _either(rules: Iterable[str]) -> str:
+def either(rules: Iterable[str]) -> str:
     found = list(dict.fromkeys(rules))
     return found[0] if len(found) == 1 else f"({' | '.join(found)})"
 
 
-def _compact(value: Any) -> str:
+def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return f'"{escaped}"'

@@ -160,11 +160,11 @@ class ChatShape:
         return sse(self._chunk | {"choices": [], "usage": usage_body(usage)})
 
     def whole(self, whole: WholeText, tidegate: dict[str, Any]) -> dict[str, Any]:
-        calls = [] if self._tools is None else self._tools.read(whole.text)
-        message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+        content, calls = (whole.text, []) if self._tools is None else self._tools.read(whole.text)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
             message |= {
-                "content": None,
+                "content": content or None,
                 "tool_calls": [
                     {
                         "id": call_id_of(self._head.call_id, index),

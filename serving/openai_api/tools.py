@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.tool_text import begins_like_a_call, calls_in, introduce
+from serving.tool_calls import ArgumentsSplitter, CallSplitter
+from serving.tool_text import introduce
 from tidegate.routing.domain import Message, OutputFormat
 
 AUTO, REQUIRED = "auto", "required"
@@ -58,42 +59,53 @@ class Tools:
         return introduce(described, messages)
 
     def format(self) -> OutputFormat:
-        """A named function's arguments alone, else a whole call; with AUTO also any other text."""
+        """A call of the named function, else one of any; with AUTO also any other text."""
         if self.named:
             (function,) = (f for f in self.functions if f.name == self.choice)
-            return OutputFormat(json_schema=json.dumps(function.parameters))
-        calls = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": function.name},
-                    "arguments": _moved(function.parameters, f"#/anyOf/{i}/properties/arguments"),
-                },
-                "required": ["name", "arguments"],
-            }
-            for i, function in enumerate(self.functions)
-        ]
+            return OutputFormat(json_schema=json.dumps(_call_schema(function, "#")))
+        calls = [_call_schema(function, f"#/anyOf/{i}") for i, function in enumerate(self.functions)]
         return OutputFormat(json_schema=json.dumps({"anyOf": calls}), or_text=self.choice == AUTO)
 
-    def read(self, text: str) -> list[ToolCall]:
-        """The calls that a whole answer is; none for one that is something else, or that was cut off."""
+    def splitter(self) -> CallSplitter:
+        return CallSplitter({self.choice} if self.named else {function.name for function in self.functions})
+
+    def read(self, text: str) -> tuple[str, list[ToolCall]]:
+        """A whole answer as (text, calls). What was cut off, or calls something else, is text."""
         if self.named:
-            return [ToolCall(self.choice, text)] if _is_object(text) else []
-        try:
-            calls = calls_in(text)
-        except (ValueError, RecursionError):
-            return []
-        names = {function.name for function in self.functions}
-        if not all(name in names for name, _ in calls):
-            return []
-        return [ToolCall(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls]
+            named = ArgumentsSplitter(self.choice)
+            given = named.feed(text)
+            if named.ended and _is_json(given):
+                return "", [ToolCall(self.choice, given)]
+        splitter = self.splitter()
+        before = splitter.feed(text)
+        rest, calls = splitter.end()
+        # A named function is called once, whatever a server may have made of it.
+        calls = calls[:1] if self.named else calls
+        return before + rest, [ToolCall(name, _json(arguments)) for name, arguments in calls]
 
 
-def _is_object(text: str) -> bool:
+def _call_schema(function: Function, place: str) -> dict[str, Any]:
+    """Of a call of the function, for a schema in which it lies at `place`."""
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": function.name},
+            "arguments": _moved(function.parameters, f"{place}/properties/arguments"),
+        },
+        "required": ["name", "arguments"],
+    }
+
+
+def _is_json(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        json.loads(text)
     except (ValueError, RecursionError):
         return False
+    return True
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _moved(schema: Any, place: str) -> Any:
@@ -115,37 +127,35 @@ class ToolReader:
     def __init__(self, tools: Tools, call_id: str) -> None:
         self._tools = tools
         self._call_id = call_id
-        self._held = ""
-        # None while it cannot be told.
-        self._is_call: bool | None = True if tools.named or tools.choice == REQUIRED else None
-        self._opened = False
+        self._splitter = tools.splitter()
+        self._arguments = ArgumentsSplitter(tools.choice) if tools.named else None
         self.called = False
 
     def feed(self, text: str) -> list[dict[str, Any]]:
-        if self._tools.named:
-            self._held += text
-            opening = [] if self._opened else [self._opening(self._tools.choice)]
-            self._opened = True
-            return [*opening, _call_delta({"function": {"arguments": text}})]
-        if self._is_call is False:
-            return [{"content": text}] if text else []
-        self._held += text
-        if self._is_call is None:
-            self._is_call = begins_like_a_call(self._held)
-        if self._is_call is not False:
-            return []
-        text, self._held = self._held, ""
-        return [{"content": text}]
+        if self._arguments is not None:
+            return self._feed_arguments(self._arguments, text)
+        given = self._splitter.feed(text)
+        return [{"content": given}] if given else []
+
+    def _feed_arguments(self, splitter: ArgumentsSplitter, text: str) -> list[dict[str, Any]]:
+        """A named function's arguments are given as they come: that they are its is known beforehand."""
+        began = splitter.began
+        given = splitter.feed(text)
+        self.called = splitter.ended
+        opening = [self._opening(self._tools.choice)] if splitter.began and not began else []
+        return [*opening, _call_delta({"function": {"arguments": given}})] if given else opening
 
     def end(self) -> list[dict[str, Any]]:
         """What was held back; a call that was cut off is given as the text it is."""
-        calls = self._tools.read(self._held) if self._is_call else []
+        if self._arguments is not None:
+            if self._arguments.began:
+                return []
+            content, calls = self._tools.read(self._arguments.end())
+        else:
+            content, found = self._splitter.end()
+            calls = [ToolCall(name, _json(arguments)) for name, arguments in found]
         self.called = bool(calls)
-        if self._tools.named or not self._held:
-            return []
-        if not calls:
-            return [{"content": self._held}]
-        deltas = []
+        deltas: list[dict[str, Any]] = [{"content": content}] if content else []
         for index, call in enumerate(calls):
             deltas.append(self._opening(call.name, index))
             deltas.append(_call_delta({"function": {"arguments": call.arguments}}, index))

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from serving.engines.json_grammar import SchemaError, grammar_of
+from serving.engines.call_grammar import call_grammar
+from serving.engines.json_grammar import SchemaError
 from serving.engines.llama_cpp.native import C, Context, Model
+from serving.tool_syntax import CallSyntax
 from tidegate.routing.domain import OutputFormat
 
 # No token of the model can go on with the text.
@@ -27,9 +29,6 @@ _RULE = re.compile(r"^\s*[A-Za-z0-9-]+\s*::=", re.MULTILINE)
 _INERT = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
 _REPEAT = re.compile(r"\{\s*([0-9]*)\s*,?\s*([0-9]*)\s*\}")
 MAX_REPEATS = 1000
-# How serving.openai_api.tools begins the schema of a whole call.
-_CALLS = '{"anyOf": [{"type": "object", "properties": {"name": {"const": '
-Tags = tuple[str, str] | None
 _ENTRY = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -41,16 +40,16 @@ class Grammars:
     """Grammar texts of formats, the last ones kept. Raises FormatError. Any one thread."""
 
     def __init__(self) -> None:
-        self._texts: OrderedDict[tuple[OutputFormat, Tags], str] = OrderedDict()
+        self._texts: OrderedDict[tuple[OutputFormat, CallSyntax | None], str] = OrderedDict()
 
-    def text(self, format: OutputFormat, tags: Tags = None) -> str:
-        """`tags` may stand around what the schema describes."""
-        known = self._texts.get((format, tags))
+    def text(self, format: OutputFormat, syntax: CallSyntax | None = None) -> str:
+        """With a syntax the format is one of calls, to be written in it."""
+        known = self._texts.get((format, syntax))
         if known is not None:
-            self._texts.move_to_end((format, tags))
+            self._texts.move_to_end((format, syntax))
             return known
         try:
-            made = format.grammar or grammar_of(format.json_schema, or_text=format.or_text, tags=tags)
+            made = format.grammar or call_grammar(format.json_schema, syntax, or_text=format.or_text)
         except SchemaError as error:
             raise FormatError(f"the JSON schema cannot be enforced: {error}") from None
         check_grammar(made)
@@ -58,15 +57,10 @@ class Grammars:
             made.encode()
         except UnicodeEncodeError:
             raise FormatError("the format holds half a character (a lone surrogate)") from None
-        self._texts[format, tags] = made
+        self._texts[format, syntax] = made
         if len(self._texts) > _CACHED:
             self._texts.popitem(last=False)
         return made
-
-
-def is_of_calls(format: OutputFormat) -> bool:
-    """Whether the schema is that of a whole call of a function, as the OpenAI door writes it."""
-    return format.or_text or format.json_schema.startswith(_CALLS)
 
 
 def check_grammar(text: str) -> None:

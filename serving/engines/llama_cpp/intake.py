@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from serving.engines.llama_cpp.constraint import FormatError, Grammars, is_of_calls
+from serving.engines.call_grammar import is_of_calls
+from serving.engines.llama_cpp.constraint import FormatError, Grammars
 from serving.engines.llama_cpp.native import Model, NativeError, Tokens
 from serving.engines.llama_cpp.positions import NamedPositions, named_positions
 from serving.engines.llama_cpp.sequence import Prepared
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
+from serving.tool_syntax import CallSyntax
 from tidegate.routing.domain import Cause, Failure, InputKind, Message, Work
 from tidegate.routing.prefix import parse_canonical
 
@@ -58,8 +60,8 @@ class InputPreparer:
         """Never raises: what is wrong with the input is in the result."""
         try:
             messages = parse_canonical(work.input) if work.input_kind is InputKind.CHAT else None
-            prompt = self._tokens(work, messages)
-            grammar = self._grammars.text(work.format, self._tags(work, messages)) if work.format else ""
+            prompt, syntax = self._prompt(work, messages)
+            grammar = self._grammars.text(work.format, syntax) if work.format else ""
         except (PromptError, FormatError, NativeError, ValueError, RecursionError) as error:
             detail = str(error) if isinstance(error, PromptError | FormatError) else "the input is malformed"
             failure = Failure(Cause.INVALID_INPUT, detail)
@@ -71,24 +73,21 @@ class InputPreparer:
         if problem is None and work.prefix_hashes:
             pieces = [self._model.piece(token) for token in prompt.tolist()]
             names = named_positions(work.prefix_hashes, pieces, messages, len(work.input))
-        return Prepared(sid, work, whole, len(prompt), arrived_ms, problem, names, grammar)
+        shown = {} if syntax is None or self._template is None else self._template.shown
+        return Prepared(sid, work, whole, len(prompt), arrived_ms, problem, names, grammar, shown)
 
-    def _tags(self, work: Work, messages: Sequence[Message] | None) -> tuple[str, str] | None:
-        """What may stand around a call: the schema is then one of calls, which have a name."""
-        if messages is None or self._template is None or not is_of_calls(work.format):
-            return None
-        return self._template.tags(messages)
-
-    def _tokens(self, work: Work, messages: Sequence[Message] | None) -> Tokens:
+    def _prompt(self, work: Work, messages: Sequence[Message] | None) -> tuple[Tokens, CallSyntax | None]:
+        """With the syntax of calls where the answer may be some and the template says in which."""
         if len(work.input) > self._context_tokens * _MAX_TOKEN_BYTES:
             raise PromptError(
                 f"a prompt of {len(work.input)} bytes cannot fit a context of {self._context_tokens} tokens"
             )
         if messages is None:
-            return self._model.tokenize(work.input.decode(), add_special=True, parse_special=False)
+            return self._model.tokenize(work.input.decode(), add_special=True, parse_special=False), None
         if self._template is None:
             raise PromptError("the model has no chat template, so it takes text prompts only")
-        return self._template.tokenize(messages)
+        prompt, syntax = self._template.prompt(messages)
+        return prompt, syntax if is_of_calls(work.format.json_schema) else None
 
     def _check(self, work: Work, prompt: Tokens, whole: Tokens) -> Failure | None:
         problem = ""

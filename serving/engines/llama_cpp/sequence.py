@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ class Prepared:
     """Work whose input has become tokens: `prompt` includes replayed ones; or why it could not.
 
     `names` are the work's prefix blocks with the number of prompt tokens that each stands for, `grammar` is
-    what its format comes to.
+    what its format comes to, `shown` are control tokens that its answer shows, with their text.
     """
 
     sid: int
@@ -33,6 +33,7 @@ class Prepared:
     failure: Failure | None = None
     names: NamedPositions = ()
     grammar: str = ""
+    shown: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Running:
     index: int
     deadline_ms: float | None
     first_token_due_ms: float | None
+    shown: Mapping[int, bytes] = field(default_factory=dict)
     slot: Slot = field(init=False)
     cached: int = field(init=False)
     answer: list[int] = field(default_factory=list)
@@ -104,7 +106,7 @@ class Running:
             )
         self.answer.append(token)
         self.index += 1
-        text, stopped = self.text.push(piece)
+        text, stopped = self.text.push(self.shown.get(token, piece) if self.shown else piece)
         finish = None
         if stopped:
             finish = self.finish(FinishReason.STOP)

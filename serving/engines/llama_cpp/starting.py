@@ -30,7 +30,7 @@ class Starter:
         text = TextAssembler(work.stop)
         ended = work.start_index >= limit_index
         for token in work.replay_token_ids:
-            stopped = text.push(self._model.piece(token))[1]
+            stopped = text.push(item.shown.get(token) or self._model.piece(token))[1]
             if stopped or self._model.is_end(token):
                 ended = True
                 break
@@ -59,6 +59,7 @@ class Starter:
             index=work.start_index,
             deadline_ms=waiting.hard_deadline_ms,
             first_token_due_ms=waiting.ttft_deadline_ms,
+            shown=item.shown,
         )
 
     def _sampler(self, item: Prepared) -> SamplerChain:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,16 @@ import numpy.typing as npt
 from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from serving.tool_text import CLOSES, OPENS, calls_in, take_out
+from serving.engines.llama_cpp.call_syntax import TemplateCalls, template_calls
+from serving.engines.llama_cpp.chat_turns import (
+    one_call_each,
+    plain_turn,
+    texts_in,
+    texts_of,
+    turns_with_calls,
+)
+from serving.tool_syntax import BARE, CallSyntax
+from serving.tool_text import take_out, turns_of
 from tidegate.routing.domain import Message
 
 # What a template, run on messages it was not made for, can raise.
@@ -32,6 +42,8 @@ _RENDER_ERRORS = (
     TypeError,
     ValueError,
 )
+# Of a template whose syntax of calls is not known: it gets earlier calls, answers are as without it.
+_UNREAD = TemplateCalls(BARE, rendered=True)
 _Tokens = npt.NDArray[np.int32]
 
 
@@ -73,47 +85,75 @@ class ChatTemplate:
             names = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise PromptError(f"the model's chat template is broken: {error.message}") from error
-        self._takes_tools = "tools" in names
-        self._tags = (OPENS, CLOSES) if self._takes_tools and OPENS in source and CLOSES in source else None
         self._tokenizer = tokenizer
         self._bos, self._eos = bos, eos
         special = sorted(filter(None, special_texts), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        self._takes_tools = "tools" in names
+        self._calls = template_calls(self._try, source) if self._takes_tools else None
+        # What opens or parts calls may be control tokens, which print nothing by themselves.
+        markers = set(special).intersection(() if self._calls is None else self._calls.syntax.markers)
+        self.shown = {self._number_of(text): text.encode() for text in markers}
 
     def tokenize(self, messages: Sequence[Message]) -> _Tokens:
+        return self.prompt(messages)[0]
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[_Tokens, CallSyntax | None]:
         """The prompt of `messages`, ready for the assistant's turn. Raises PromptError.
 
-        Functions that the system message describes are given to a template that has a place for them.
+        Functions that the system message describes are given to a template that has the model call them in a
+        known syntax, which is given too.
         """
-        prompt = self._with_functions(messages)
-        if prompt is not None:
-            return self._tokenizer.tokenize(prompt, add_special=not self._begins(prompt), parse_special=True)
+        if self._calls is not None:
+            prompt = self._with_functions(messages, self._calls)
+            if prompt is not None:
+                return self._parsed(prompt), self._calls.syntax
+        try:
+            return self._without_functions(messages), None
+        except PromptError:
+            # Some templates take results of functions only where they are given the functions and the calls.
+            unread = self._with_functions(messages, _UNREAD) if self._takes_tools else None
+            if unread is None:
+                raise
+            return self._parsed(unread), None
+
+    def _parsed(self, prompt: str) -> _Tokens:
+        return self._tokenizer.tokenize(prompt, add_special=not self._begins(prompt), parse_special=True)
+
+    def _number_of(self, control: str) -> int:
+        return int(self._tokenizer.tokenize(control, add_special=False, parse_special=True)[-1])
+
+    def _without_functions(self, messages: Sequence[Message]) -> _Tokens:
         if not self._is_guarded(messages):
-            prompt = self._render(_turns(messages))
-            return self._tokenizer.tokenize(prompt, add_special=not self._begins(prompt), parse_special=True)
+            return self._parsed(self._render([plain_turn(m) for m in messages]))
         return self._tokenize_guarded(messages)
 
-    def tags(self, messages: Sequence[Message]) -> tuple[str, str] | None:
-        """What the template has the model put around a call, where it is given the functions."""
-        return self._tags if self._tags is not None and self._with_functions(messages) is not None else None
-
-    def _with_functions(self, messages: Sequence[Message]) -> str | None:
+    def _with_functions(self, messages: Sequence[Message], calls: TemplateCalls) -> str | None:
         """None without functions, or where the template cannot be trusted with them.
 
-        Texts with control tokens in them are not: here nothing is hidden from the template.
+        Texts with control tokens in them are not: here nothing is hidden from the template. Not the messages'
+        own text is looked at for them: JSON may write a control token in another way.
         """
-        plain, functions = take_out(messages) if self._takes_tools else ((), [])
+        plain, functions = take_out(messages)
         if not functions:
             return None
-        turns = [_with_calls(turn) for turn in _turns(plain)]
-        # Not the messages' own text is looked at: JSON may write a control token in another way.
-        if self._special is not None and any(map(self._special.search, _texts([turns, functions]))):
-            return None
+        earlier = turns_of(plain)
+        if self._special is not None:
+            texts = chain(texts_of(earlier), texts_in(functions))
+            if any(map(self._special.search, texts)):
+                return None
+        turns = turns_with_calls(earlier, calls)
         tools = [{"type": "function", "function": function} for function in functions]
+        prompt = self._try(turns, tools)
+        if prompt is None and (apart := one_call_each(turns)):
+            prompt = self._try(apart, tools)
+        # None is for another shape of functions: the plain text will do.
+        return prompt
+
+    def _try(self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str | None:
         try:
             return self._render(turns, tools=tools)
         except PromptError:
-            # A template for another shape of functions: the plain text will do.
             return None
 
     def _is_guarded(self, messages: Sequence[Message]) -> bool:
@@ -134,7 +174,7 @@ class ChatTemplate:
             return marker
 
         hidden = [Message(m.role, hide(m.content), hide(m.name)) for m in messages]
-        pieces = re.split(f"({secret}x[0-9]{{6}}x)", self._render(_turns(hidden)))
+        pieces = re.split(f"({secret}x[0-9]{{6}}x)", self._render([plain_turn(m) for m in hidden]))
         parts: list[_Tokens] = []
         for number, piece in enumerate(pieces):
             content = originals.get(piece)
@@ -156,50 +196,20 @@ class ChatTemplate:
             )
         except _Refused as error:
             raise PromptError(f"the model's chat template refuses the messages: {error.message}") from error
-        except (
-            TemplateError,
-            ArithmeticError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:
+        except _RENDER_ERRORS as error:
             # The message of such an error may quote the prompt.
             kind = type(error).__name__
             raise PromptError(f"the model's chat template cannot render the messages ({kind})") from None
 
 
-def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [
-        {"role": m.role.value, "content": m.content} | ({"name": m.name} if m.name else {}) for m in messages
-    ]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in it, names of members among them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts([*value, *value.values()])
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
-
-
-def _with_calls(turn: dict[str, Any]) -> dict[str, Any]:
-    """An assistant's turn that consists of calls, in the form that templates know."""
-    if turn["role"] != "assistant":
-        return turn
-    try:
-        calls = calls_in(turn["content"])
-    except (ValueError, RecursionError):
-        return turn
-    if not calls:
-        return turn
-    functions = ({"name": name, "arguments": arguments} for name, arguments in calls)
-    return turn | {"content": "", "tool_calls": [{"type": "function", "function": f} for f in functions]}
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """With the parameters that templates are written for."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -176,7 +176,7 @@ class SequenceCall:
         count = sum(delta.count for delta in deltas)
         if not count:
             return
-        given = "".join(delta.text + self._calls.write(delta.calls) for delta in deltas)
+        given = "".join(self._calls.write(delta.text, delta.calls) for delta in deltas)
         text, self._cut = self._text.push(given.encode("utf-8", "replace"))
         if self._cut:
             self._result = FinishReason.STOP

@@ -10,8 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from serving.tool_text import calls_in, take_out
-from tidegate.routing.domain import Message, Role
+from serving.tool_syntax import HERMES
+from serving.tool_text import take_out, turns_of
+from tidegate.routing.domain import Message
 
 
 class NoFunctions(ValueError):
@@ -33,60 +34,45 @@ def plain_turn(message: Message) -> dict[str, Any]:
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Earlier calls and their results belong together by ids, which the work does not carry: made anew."""
     turns: list[dict[str, Any]] = []
-    unanswered: list[tuple[str, str]] = []
-    made = 0
-    for message in messages:
-        calls = _calls_of(message)
-        if calls:
-            named = [(name, f"call_{made + number}") for number, (name, _) in enumerate(calls)]
-            made += len(calls)
-            unanswered = named.copy()
-            listed = [
+    for turn in turns_of(messages):
+        fields = plain_turn(turn.message)
+        if turn.calls:
+            fields = {"role": "assistant", "content": turn.text or None}
+            fields["tool_calls"] = [
                 {
-                    "id": call_id,
+                    "id": f"call_{call.number}",
                     "type": "function",
-                    "function": {"name": name, "arguments": json.dumps(given)},
+                    "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
                 }
-                for (name, call_id), (_, given) in zip(named, calls, strict=True)
+                for call in turn.calls
             ]
-            turns.append({"role": "assistant", "content": None, "tool_calls": listed})
-        elif message.role is Role.TOOL and unanswered:
-            answered = next((each for each in unanswered if each[0] == message.name), unanswered[0])
-            unanswered.remove(answered)
-            turns.append({"role": "tool", "tool_call_id": answered[1], "content": message.content})
-        else:
-            turns.append(plain_turn(message))
+        elif turn.answers is not None:
+            fields = {"role": "tool", "tool_call_id": f"call_{turn.answers}", "content": turn.text}
+        turns.append(fields)
     return turns
 
 
-def _calls_of(message: Message) -> list[tuple[str, Any]]:
-    if message.role is not Role.ASSISTANT:
-        return []
-    try:
-        return calls_in(message.content)
-    except (ValueError, RecursionError):
-        return []
-
-
 class CallWriter:
-    """Writes the pieces of streamed calls as text, one call a line."""
+    """Writes the pieces of streamed calls as text, one call a line; in tags where text came before."""
 
     def __init__(self) -> None:
         self._index: object = None
         self._is_open = False
         self._has_arguments = False
+        self._after_text = False
 
-    def write(self, pieces: Sequence[dict[str, Any]]) -> str:
-        text = ""
+    def write(self, text: str, pieces: Sequence[dict[str, Any]]) -> str:
+        """The text and the pieces that one event gave."""
+        self._after_text = self._after_text or bool(text.strip())
         for piece in pieces:
             function = piece.get("function")
             function = function if isinstance(function, dict) else {}
             name, arguments = function.get("name"), function.get("arguments")
             if not self._is_open or piece.get("index") != self._index:
                 between = f"{self.close()}\n" if self._is_open else ""
-                text += f'{between}{{"name": {json.dumps(name)}, "arguments": '
+                opens = HERMES.opens if self._after_text else ""
+                text += f'{between}{opens}{{"name": {json.dumps(name)}, "arguments": '
                 self._index, self._is_open, self._has_arguments = piece.get("index"), True, False
             if isinstance(arguments, str) and arguments:
                 text += arguments
@@ -98,4 +84,4 @@ class CallWriter:
         if not self._is_open:
             return ""
         self._is_open = False
-        return "}" if self._has_arguments else "{}}"
+        return ("}" if self._has_arguments else "{}}") + (HERMES.closes if self._after_text else "")

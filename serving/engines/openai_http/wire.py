@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from serving.engines.json_grammar import grammar_of
+from serving.engines.call_grammar import call_grammar
 from serving.engines.openai_http.failures import failure_of_error, upstream_failed
 from serving.engines.openai_http.sse import SseEvent
 from serving.engines.openai_http.tools import NoFunctions, chat_fields, plain_turn
@@ -95,7 +95,7 @@ def _format_fields(format: OutputFormat, *, is_llama_server: bool) -> dict[str, 
     if not format:
         return {}
     if is_llama_server:
-        grammar = format.grammar or grammar_of(format.json_schema, or_text=format.or_text)
+        grammar = format.grammar or call_grammar(format.json_schema, or_text=format.or_text)
         return {"grammar": grammar}
     if format.or_text:
         return {}  # the server is given the functions themselves

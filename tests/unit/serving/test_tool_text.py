@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 
-from serving.engines.json_grammar import grammar_of
-from serving.tool_text import CLOSES, OPENS, begins_like_a_call, calls_in, introduce, take_out
+from serving import tool_text
+from serving.tool_text import introduce, take_out, turns_of
 from tidegate.routing.domain import Message, Role
 
 FUNCTIONS: list[dict[str, Any]] = [
@@ -32,65 +31,48 @@ def test_what_only_looks_like_functions_stays() -> None:
         assert take_out(messages) == (messages, [])
 
 
-@pytest.mark.parametrize(
-    ("text", "calls"),
-    [
-        ('{"name": "a", "arguments": {"x": 1}}', [("a", {"x": 1})]),
-        ('<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>', [("a", {})]),
-        ('<tool_call>{"name": "a", "arguments": {}}', [("a", {})]),
-        (
-            '<tool_call>{"name": "a", "arguments": {}}</tool_call>\n'
-            '<tool_call>{"name": "b", "parameters": 2}</tool_call>',
-            [("a", {}), ("b", 2)],
-        ),
-        ('{"name": "a", "arguments": "</tool_call>"}', [("a", "</tool_call>")]),
-        ('\n{"name": "a", "parameters": {}} ; {"name": "b", "arguments": {}}', [("a", {}), ("b", {})]),
-        ("", []),
-    ],
-)
-def test_calls_are_read_with_and_without_tags(text: str, calls: list[tuple[str, Any]]) -> None:
-    assert calls_in(text) == calls
+CALL = '{"name": "a", "arguments": {"x": 1}}'
+OTHER = '{"name": "b", "arguments": {}}'
+
+
+def assistant(text: str) -> Message:
+    return Message(Role.ASSISTANT, text)
+
+
+def test_calls_and_results_of_a_conversation_belong_together() -> None:
+    first, none, late, early, second, lost, other = turns_of(
+        [
+            assistant(f"{CALL}\n{OTHER}"),
+            USER,
+            Message(Role.TOOL, "of b", name="b"),
+            Message(Role.TOOL, "of a"),
+            assistant(f"I look.\n{CALL}"),
+            Message(Role.TOOL, "of a", name="b"),
+            Message(Role.TOOL, "of nothing", name="a"),
+        ]
+    )
+    assert [tuple(call) for call in first.calls] == [(0, "a", {"x": 1}), (1, "b", {})]
+    assert (first.text, none.calls, none.text) == ("", (), "Hi")
+    assert [tuple(call) for call in second.calls] == [(2, "a", {"x": 1})]
+    assert second.text == "I look."
+    assert [turn.answers for turn in (late, early, lost, other)] == [1, 0, 2, None]
 
 
 @pytest.mark.parametrize(
     "text",
-    [
-        '<tool_call>{"name": "a", "argum',
-        '<tool_call>{"name": "a", "arguments": {}} and so on',
-        '{"name": "a"}',
-        '{"name": 3, "arguments": {}}',
-        '["a"]',
-        "Hello",
-        "<tool_call>",
-    ],
+    ["Hi", "", f"{CALL} is a call", f"I call\n{CALL}\nand so on", f"I call {CALL}", '\n{"name": 3}', "{"],
 )
-def test_what_is_no_call_or_cut_off_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match=r".*"):
-        calls_in(text)
+def test_what_is_not_calls_alone_stays_text(text: str) -> None:
+    (turn,) = turns_of([assistant(text)])
+    assert (turn.text, turn.calls) == (text, ())
+    (turn,) = turns_of([Message(Role.USER, CALL)])
+    assert (turn.text, turn.calls) == (CALL, ())
 
 
-def test_a_beginning_tells_as_soon_as_it_can() -> None:
-    tells = [
-        begins_like_a_call(text) for text in ("", "<", " <tool_cal", "<tool_call>", "{", "<b>", "Hi", "<tool")
-    ]
-    assert tells == [None, None, None, True, True, False, False, None]
-
-
-def test_the_grammar_takes_calls_and_texts_that_are_no_calls() -> None:
-    grammar = grammar_of('{"type": "null"}', or_text=True, tags=(OPENS, CLOSES))
-    root = grammar.partition("\n")[0].removeprefix("root ::= ")
-    quoted = re.sub(r'"((?:\\.|[^"\\])*)"', lambda m: re.escape(m[1].encode().decode("unicode_escape")), root)
-    rule = re.compile(re.sub(r"(?<!\\) (?![^\[]*\])", "", quoted))
-    for text in (
-        "null",
-        "<tool_call>null</tool_call>",
-        "<tool_call>\nnull\n</tool_call>\n<tool_call>null</tool_call>",
-        "Hello {",
-        "<",
-        "<b>bold</b>",
-        "<tool_call",
-        "<toolbox>",
-    ):
-        assert rule.fullmatch(text), text
-    for text in ("<tool_call>", "<tool_call>no", "<tool_call>null", "{", " null", ""):
-        assert not rule.fullmatch(text), text
+def test_a_text_of_many_beginnings_is_looked_through_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    real = tool_text.calls_in
+    monkeypatch.setattr(tool_text, "calls_in", lambda text: tried.append(len(text)) or real(text))
+    (turn,) = turns_of([assistant(f"{CALL}\n" * 1000 + "no")])
+    assert turn.calls == ()
+    assert len(tried) < 12

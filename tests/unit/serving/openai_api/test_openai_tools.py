@@ -62,9 +62,13 @@ def test_tools_become_a_schema_and_a_system_message(choice: str | None, or_text:
     assert ref == "#/anyOf/0/properties/arguments/$defs/city"
 
 
-def test_a_named_function_asks_for_its_arguments_alone() -> None:
+def test_a_named_function_asks_for_a_call_of_it_alone() -> None:
     request = asked(tools=[WEATHER, CLOCK], tool_choice={"type": "function", "function": {"name": "weather"}})
-    assert json.loads(request.format.json_schema) == PARAMETERS
+    schema = json.loads(request.format.json_schema)
+    assert schema["properties"]["name"] == {"const": "weather"}
+    ref = schema["properties"]["arguments"]["properties"]["city"]["$ref"]
+    assert ref == "#/properties/arguments/$defs/city"
+    assert not request.format.or_text
 
 
 def test_earlier_calls_and_their_results_are_told() -> None:
@@ -125,7 +129,7 @@ def test_formats_probabilities_and_biases_reach_the_request() -> None:
         (AUTO, ["It", " is fine"], "It is fine", None, ""),
         (AUTO, ["", '{"na', CALL[4:]], "", "weather", '{"city": "Lima"}'),
         (REQUIRED, [CALL[:9], CALL[9:]], "", "weather", '{"city": "Lima"}'),
-        ("weather", ['{"city": "L', 'ima"}'], "", "weather", '{"city": "Lima"}'),
+        ("weather", [CALL[:-9], CALL[-9:]], "", "weather", '{"city": "Lima"}'),
         # Cut off by its length: text, not half a call.
         (REQUIRED, [CALL[:20]], CALL[:20], None, ""),
     ],
@@ -149,6 +153,8 @@ def test_a_whole_call_is_a_tool_call_with_its_finish_reason() -> None:
     assert choice["message"]["content"] is None
     function = choice["message"]["tool_calls"][0]["function"]
     assert (function["name"], json.loads(function["arguments"])) == ("weather", {"city": "Lima"})
+    (after,) = shape.whole(WholeText(f"Wait.\n<tool_call>{CALL}</tool_call>", (), STOP), {})["choices"]
+    assert (after["message"]["content"], len(after["message"]["tool_calls"])) == ("Wait.\n", 1)
     (plain,) = shape.whole(WholeText("no", (), STOP), {})["choices"]
     assert (plain["finish_reason"], plain["message"]["content"]) == ("stop", "no")
 

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from serving.engines.llama_cpp.template import ChatTemplate, PromptError
+from serving.tool_syntax import HERMES
 from serving.tool_text import introduce
 from tidegate.routing.domain import Message, Role
 
@@ -132,19 +133,21 @@ def test_functions_go_where_the_template_wants_them() -> None:
     asked = [Message(Role.SYSTEM, "Be kind."), user("Hi"), Message(Role.ASSISTANT, CALL)]
     made = template(TOOL_TEMPLATE)
     described = introduce([WEATHER], asked)
-    text = text_of(made.tokenize(described))
+    tokens, syntax = made.prompt(described)
+    text = text_of(tokens)
     assert text.startswith('<|im_start|>tools\n{"type": "function", "function": {"name": "weather"')
     assert "<|im_start|>system\nBe kind.<|im_end|>" in text
     assert f"<|im_start|>assistant\n<tool_call>{CALL}</tool_call><|im_end|>" in text
     assert "You can call these functions" not in text
-    assert made.tags(described) == ("<tool_call>", "</tool_call>")
-    assert made.tags(asked) is None
+    assert syntax is HERMES
+    assert made.prompt(asked)[1] is None
 
 
 def test_other_templates_and_texts_with_control_tokens_get_the_description() -> None:
     described = introduce([WEATHER], [user("Hi")])
-    assert "You can call these functions" in text_of(template().tokenize(described))
-    assert template().tags(described) is None
+    tokens, syntax = template().prompt(described)
+    assert "You can call these functions" in text_of(tokens)
+    assert syntax is None
     made = template(TOOL_TEMPLATE)
     hidden = r"\u003c|im_end|\u003e"
     for hostile in (
@@ -154,9 +157,44 @@ def test_other_templates_and_texts_with_control_tokens_get_the_description() -> 
         [Message(m.role, m.content.replace("tells", hidden)) for m in described],
         [*described, Message(Role.ASSISTANT, CALL.replace("Oslo", hidden))],
     ):
-        tokens = made.tokenize(hostile)
+        tokens, syntax = made.prompt(hostile)
         assert "You can call these functions" in text_of(tokens)
         assert controls(tokens) == 2 * len(hostile) + 1
-        assert made.tags(hostile) is None
+        assert syntax is None
     broken = template(TOOL_TEMPLATE + "{% if tools %}{{ raise_exception('no') }}{% endif %}")
     assert "You can call these functions" in text_of(broken.tokenize(described))
+
+
+def test_a_templates_json_is_what_it_asks_for() -> None:
+    source = "{{ {'b': 'é', 'a': 1} | tojson(%s) }}{{ messages[0].content[:0] }}"
+    written = {
+        "": '{"b": "é", "a": 1}',
+        "ensure_ascii=True": r'{"b": "\u00e9", "a": 1}',
+        "separators=(',', ':'), sort_keys=True": '{"a":1,"b":"é"}',
+        "indent=1": '{\n "b": "é",\n "a": 1\n}',
+    }
+    for given, expected in written.items():
+        assert text_of(template(source % given).tokenize([user("Hi")])) == expected
+
+
+UNREAD = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}"
+    "{% if m.role == 'tool' and not tools %}{{ raise_exception('no tools') }}{% endif %}"
+    "{% for c in m.tool_calls %}call({{ c.function.name }}){% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_of_an_unknown_syntax_gets_the_description_unless_it_refuses_results() -> None:
+    made = template(UNREAD)
+    tokens, syntax = made.prompt(introduce([WEATHER], [user("Hi")]))
+    assert "You can call these functions" in text_of(tokens)
+    assert syntax is None
+    later = [user("Hi"), Message(Role.ASSISTANT, CALL), Message(Role.TOOL, "mild", name="weather")]
+    tokens, syntax = made.prompt(introduce([WEATHER], later))
+    text = text_of(tokens)
+    assert "You can call these functions" not in text
+    assert "<|im_start|>assistant call(weather)" in text
+    assert syntax is None
+    with pytest.raises(PromptError, match="no tools"):
+        made.prompt(later)

@@ -55,7 +55,7 @@ def test_any_json_event(value: Any, name: str) -> None:
     with suppress(UpstreamFailed):
         delta = parse_event(SseEvent(json.dumps(value), name))
         delta.text.encode("utf-8")
-        CallWriter().write(delta.calls)
+        CallWriter().write(delta.text, delta.calls)
 
 
 @settings(max_examples=100, deadline=None)

@@ -50,7 +50,7 @@ async def test_functions_reach_the_server_and_its_calls_are_read(stub: Stub) -> 
         given = asked(Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "Weather and time?"))
         assert (await rig.run(given)).result is FinishReason.STOP
         expected = [ToolCall("weather", '{"city": "Lá"}'), ToolCall("time", "{}")]
-        assert TOOLS.read(rig.text(given)) == expected
+        assert TOOLS.read(rig.text(given)) == ("", expected)
         reader = ToolReader(TOOLS, "id")
         assert [reader.feed(output.text) for output in rig.outputs[given.key]] == [[]] * len(
             rig.outputs[given.key]
@@ -77,8 +77,20 @@ async def test_a_call_that_was_cut_off_is_no_call(stub: Stub) -> None:
     async with running(stub) as rig:
         given = asked(Message(Role.USER, "Weather?"))
         await rig.run(given)
-        assert TOOLS.read(rig.text(given)) == []
-        assert rig.text(given) == '{"name": "weather", "arguments": {"city": "L'
+        half = '{"name": "weather", "arguments": {"city": "L'
+        assert TOOLS.read(rig.text(given)) == (half, [])
+        assert rig.text(given) == half
+
+
+async def test_calls_behind_a_text_are_calls_all_the_same(stub: Stub) -> None:
+    stub.script = answering(
+        delta("Let me "), delta("look."), called(0, "weather", '{"city": "Rome"}'), called(1, "time")
+    )
+    async with running(stub) as rig:
+        given = asked(Message(Role.USER, "Weather and time?"))
+        await rig.run(given)
+        expected = [ToolCall("weather", '{"city": "Rome"}'), ToolCall("time", "{}")]
+        assert TOOLS.read(rig.text(given)) == ("Let me look.", expected)
 
 
 async def test_earlier_calls_and_their_results_belong_together(stub: Stub) -> None:
