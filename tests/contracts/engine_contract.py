@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from dataclasses import replace
 import pytest
 
 from serving.engines.base import Engine, EngineInfo, EngineRefused
+from serving.openai_api.tools import REQUIRED, Function, Tools
 from tidegate.routing.domain import (
     AttemptKey,
     Cause,
@@ -43,9 +45,12 @@ from tidegate.routing.domain import (
     Unit,
     Work,
 )
-from tidegate.routing.domain.work import EMBEDDINGS
+from tidegate.routing.domain.work import EMBEDDINGS, JSON_SCHEMA
 from tidegate.routing.embedding import pack_texts, unpack_vectors
 from tidegate.routing.prefix import canonical_bytes
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Lima"]}}, "required": ["city"]}
+FUNCTIONS = (Function("weather", "tells the weather", CITY), Function("clock", "tells the time", CITY))
 
 
 class Recorder:
@@ -235,6 +240,20 @@ class EngineContract:
         assert isinstance(finish.result, FinishReason)
         assert_contiguous(rec.outputs[work.key])
         assert rec.text(work.key).strip()
+
+    @pytest.mark.parametrize("choice", [REQUIRED, "weather"])
+    async def test_a_forced_call_is_read_as_one(self, rec: Recorder, choice: str) -> None:
+        if JSON_SCHEMA not in rec.info.variants[0].capabilities:
+            pytest.skip("it does not say that it keeps to schemas")
+        tools = Tools(FUNCTIONS, choice)
+        asked = tools.introduce([Message(Role.USER, self.chat)])
+        work = self.work(rec.info, chat=self.chat, max_tokens=400)
+        work = replace(work, input=canonical_bytes(asked), format=tools.format())
+        await self.run(rec, work)
+        content, calls = tools.read(rec.text(work.key))
+        assert content == ""
+        assert calls
+        assert all(json.loads(call.arguments)["city"] in ("Oslo", "Lima") for call in calls)
 
     async def test_several_sequences_run_at_once(self, rec: Recorder) -> None:
         works = self.fill(rec)
