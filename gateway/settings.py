@@ -8,6 +8,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from serving.settings import ListenSettings, LogSettings, ProgramSettings, SecretSource, Section
+from tidegate.routing.crowding import WEIGHT as CROWDING_WEIGHT
+from tidegate.routing.domain import TARGET_SHARE
 
 
 class GrpcSettings(ListenSettings):
@@ -115,7 +117,10 @@ class RoutingSettings(Section):
         default="tidegate", description="Routing policy; the others are baselines to compare with"
     )
     target_share: float = Field(
-        default=0.5, gt=0, lt=1, description="Share of requests that must meet their budget where unset"
+        default=TARGET_SHARE,
+        gt=0,
+        lt=1,
+        description="Share of requests that must meet their budget where unset",
     )
     min_p_good: float = Field(
         default=0.0, ge=0, le=1, description="Least probability of a good answer where a request sets none"
@@ -133,6 +138,15 @@ class RoutingSettings(Section):
         allow_inf_nan=False,
         description="Largest factor by which predictions must come to be sooner than a budget, learned from "
         "budgets that were missed; 1 learns none",
+    )
+    crowding_weight: float = Field(
+        default=CROWDING_WEIGHT,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="How many others a prompt may push off busy cheap nodes before it goes to a dearer one "
+        "that would do as well: fewer requests leave for the dear tier, but more tokens; 0 always takes "
+        "the cheapest",
     )
     explored_share: float = Field(
         default=0.01,

@@ -17,6 +17,7 @@ from simulator.report import WARM_UP_PER_NODE, report
 from simulator.run import Simulation
 from simulator.tables import BadInput
 from simulator.trace import MAX_TOKENS, draw, read_trace
+from tidegate.routing.domain import TARGET_SHARE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=_least(1), help="only the first so many requests")
     p.add_argument("--max-tokens", type=_least(1), default=MAX_TOKENS, help="what requests ask for at most")
     p.add_argument(
-        "--target-share", type=_above(0.0, 1.0), default=0.5, help="share that must meet the budget"
+        "--target-share",
+        type=_above(0.0, 1.0),
+        default=TARGET_SHARE,
+        help="share that must meet the budget (default: the gateway's)",
     )
     p.add_argument(
         "--warm-up", type=_least(0), default=WARM_UP_PER_NODE, help="requests per node not counted"

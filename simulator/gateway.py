@@ -16,6 +16,7 @@ from simulator.node import Node, Seq
 from simulator.trace import MAX_NAMES, Arrival
 from tidegate.routing.admission import AdmissionLimits, AdmissionQueue, Granted, expected_tokens
 from tidegate.routing.baselines import policy_named
+from tidegate.routing.crowding import Crowding
 from tidegate.routing.domain import (
     Analysis,
     Announcement,
@@ -93,6 +94,7 @@ class Gateway:
         self.view = Fleet(now)
         self.model = LearnedLatency()
         self.margins = Margins()
+        self.crowding = Crowding()
         self.line = AdmissionQueue(AdmissionLimits(), self.model)
         self.tickets: dict[int, Ticket] = {}
         self.waiting: dict[int, tuple[Arrival, int]] = {}
@@ -133,6 +135,7 @@ class Gateway:
             excluded=tried,
             elapsed_ms=(self._now() - arrival.at_s) * 1000,
             margins=self.margins.of(alike),
+            longest_ms=self.crowding.longest_ms,
         )
         return self._policy.route(self.view.snapshot(), query, self.model, self._rng, self._quality)
 
@@ -151,6 +154,7 @@ class Gateway:
         plan = self.decide(arrival, tried)
         if isinstance(plan, Refusal):
             return plan
+        self.crowding.decided(plan)
         plan = explored(plan, self._rng)
         if self.line.at_once(plan):
             return plan

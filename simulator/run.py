@@ -14,7 +14,7 @@ from simulator.gateway import MAX_ATTEMPTS, Gateway, Try
 from simulator.node import BlockCache, Node, Seq
 from simulator.policies import chooser, fitting
 from simulator.trace import Arrival
-from tidegate.routing.domain import CacheDelta, NodeLoad
+from tidegate.routing.domain import TARGET_SHARE, CacheDelta, NodeLoad
 from tidegate.routing.observation import Outcome
 from tidegate.routing.plan import Plan, Refusal
 from tidegate.routing.policy import Policy
@@ -47,7 +47,7 @@ class Simulation:
         policy: str | Policy,
         *,
         seed: int = 0,
-        target_share: float = 0.5,
+        target_share: float = TARGET_SHARE,
         gateway_policy: bool = False,
     ) -> None:
         self._fleet, self._arrivals = fleet, arrivals

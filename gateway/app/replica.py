@@ -35,6 +35,7 @@ from serving.startup import ProgramArgs, bind_socket
 from serving.tls import server_ssl_context
 from tidegate.routing.admission import AdmissionQueue
 from tidegate.routing.baselines import policy_named
+from tidegate.routing.crowding import Crowding
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.margin import Margins
 from tidegate.routing.quality import CertifiedQuality, RankedQuality
@@ -122,6 +123,7 @@ class GatewayApp:
             request_log,
             self.fleet.mark_stalled,
             Margins(s.routing.margin_limit),
+            Crowding(s.routing.crowding_weight),
         )
         self._probes = Probes(
             self.fleet,

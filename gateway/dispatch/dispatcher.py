@@ -293,6 +293,7 @@ class Dispatcher:
             excluded=tried,
             elapsed_ms=(self._clock() - run.arrived_s) * 1000,
             margins=self._facts.margins.of(run.query),
+            longest_ms=self._facts.crowding.longest_ms,
         )
         if len(run.resolved.targets) == 1:
             return self._route_query(query)
@@ -314,6 +315,7 @@ class Dispatcher:
             )
 
     def _note_route(self, run: RequestRun, plan: Plan, decision_ms: float) -> None:
+        self._facts.crowding.decided(plan)
         row, choice = run.row, plan.first
         row.node, row.tier = choice.node.announcement.name, choice.node.binding.tier.value
         row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms

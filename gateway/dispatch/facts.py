@@ -10,6 +10,7 @@ from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.caller import Client
 from gateway.dispatch.run import RequestRun
 from gateway.telemetry import Metrics, RequestLog, RequestRow
+from tidegate.routing.crowding import Crowding
 from tidegate.routing.domain import (
     BudgetOutcome,
     Cause,
@@ -67,6 +68,7 @@ class Facts:
         log: RequestLog,
         mark_stalled: Callable[[str, float, float], None],
         margins: Margins | None = None,
+        crowding: Crowding | None = None,
     ) -> None:
         self._model = model
         self._metrics = metrics
@@ -74,6 +76,7 @@ class Facts:
         self._mark_stalled = mark_stalled
         self._open: dict[int, _Open] = {}
         self.margins = margins or Margins()
+        self.crowding = crowding or Crowding()
 
     def began(self, choice: Choice, attempt: Attempt) -> None:
         """One attempt was sent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tidegate.routing.domain import ClassRule, Code, ServeError
+from tidegate.routing.domain import TARGET_SHARE, ClassRule, Code, ServeError
 from tidegate.routing.naming import ModelNames
 
 
@@ -14,7 +14,7 @@ class Levels:
     """Defaults and limits of requests."""
 
     min_p_good: float = 0.0
-    target_share: float = 0.5
+    target_share: float = TARGET_SHARE
     max_tokens: int = 256
     max_tokens_limit: int = 8192
     names: ModelNames = field(default_factory=ModelNames)

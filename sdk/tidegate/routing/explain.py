@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tidegate.routing.domain import Budget, Candidate, Explanation, ServeError, is_saving
 from tidegate.routing.filters import Filter
 from tidegate.routing.plan import Choice, Extra, Pick, Plan, Reason, Refusal
@@ -127,6 +129,8 @@ def _lead(plan: Plan) -> str:
             return f"only candidate that qualifies ({tier})"
         case Pick.CHEAPEST:
             return f"cheapest that qualifies ({tier})"
+        case Pick.CROWDED:
+            return f"qualifies, and leaves busy cheaper nodes to shorter prompts ({tier})"
         case Pick.FASTEST:
             return f"cheapest that qualifies, fastest of its cost ({tier})"
         case Pick.WARM:
@@ -210,6 +214,7 @@ def record(plan: Plan) -> dict[str, object]:
         "budget_ms": [query.budget.ttft_ms, query.budget.tpot_ms, query.budget.total_ms],
         "target": query.target_share,
         "margins": {tier.value: round(factor, 3) for tier, factor in query.margins.items()},
+        "longest_ms": round(query.longest_ms, 2) if query.longest_ms < math.inf else None,
         "elapsed_ms": round(query.elapsed_ms, 2),
         "filtered": {str(name): count for name, count in plan.removed.items()},
         "considered": plan.considered,

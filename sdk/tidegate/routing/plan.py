@@ -78,6 +78,7 @@ class Pick(StrEnum):
 
     ONLY = "only"
     CHEAPEST = "cheapest"
+    CROWDED = "crowded"
     FASTEST = "fastest"
     WARM = "warm"
     NEAR_TIE = "near_tie"

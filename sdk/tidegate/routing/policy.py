@@ -1,7 +1,8 @@
 """The decision: filter, score, pick.
 
 Qualified is who meets the budget with the share asked for AND answers well enough with the odds asked for.
-The cheapest of these goes first; equal cost is decided by speed; near-equal speed by a warm prefix, then by
+The cheapest of these goes first, or the cheapest but one for a prompt so long that it would push too many
+others off busy nodes; equal cost is decided by speed; near-equal speed by a warm prefix, then by
 chance in proportion to free slots, so that replicas looking at the same stale view do not all run to one
 node. If none qualifies, `on_miss` decides: best odds, flagged, or a refusal before any prefill.
 
@@ -10,6 +11,7 @@ Pure: random numbers come in as arguments, and time only as what the query says 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +20,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from tidegate.routing import sampling
-from tidegate.routing.costs import cheapest, extra_cost
+from tidegate.routing.costs import cheapest, extra_cost, most_of
 from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
 from tidegate.routing.filters import Eligible, apply_filters, members, pools
 from tidegate.routing.latency import LatencyModel
@@ -208,9 +210,18 @@ class _Judge:
 
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
     cheap = cheapest(qualified)
+    if len(cheap) < len(qualified) and _pushes_others_off(cheap, query):
+        limit = most_of(cheap[0])
+        dearer = cheapest([c for c in qualified if c.cost_per_mtoken > limit])
+        return _among_near(dearer, query, rng, Pick.CROWDED)[0], Pick.CROWDED
     if len(cheap) == 1:
         return cheap[0], Pick.ONLY if len(qualified) == 1 else Pick.CHEAPEST
     return _among_near(cheap, query, rng, Pick.FASTEST)
+
+
+def _pushes_others_off(cheap: Sequence[Choice], query: RouteQuery) -> bool:
+    longest_ms = query.longest_ms
+    return longest_ms < math.inf and min(c.prediction.own_prefill_ms for c in cheap) > longest_ms
 
 
 def _pick_at_risk(choices: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
@@ -258,7 +269,7 @@ def _near(choices: Sequence[Choice], times: Sequence[float]) -> list[Choice]:
 def _anew_ms(choice: Choice, fewest: float) -> float:
     """What the node computes of the prompt though it lies warm elsewhere, at the speed that it reports."""
     p = choice.prediction
-    return p.prefill_parts[1] * (1.0 - fewest / p.fresh_tokens)
+    return p.own_prefill_ms * (1.0 - fewest / p.fresh_tokens)
 
 
 def _roomy(near: list[Choice], query: RouteQuery) -> list[Choice]:

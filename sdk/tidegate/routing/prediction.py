@@ -40,6 +40,11 @@ class Prediction(NamedTuple):
     wake_ms: float = 0.0
 
     @property
+    def own_prefill_ms(self) -> float:
+        """What this prompt alone computes, without those before and beside it, at the speed reported."""
+        return self.prefill_parts[1]
+
+    @property
     def ttft_p95_ms(self) -> float:
         """What 95 of 100 such attempts keep to."""
         return self.wake_ms + (self.ttft_ms - self.wake_ms) * self.odds.ttft_p95

@@ -1,6 +1,7 @@
 """The words of the design as immutable values. Standard library only."""
 
 from tidegate.routing.domain.chat import (
+    TARGET_SHARE,
     Budget,
     FinishReason,
     Message,
@@ -70,6 +71,7 @@ from tidegate.routing.domain.work import (
 __all__ = [
     "CODE_OF_CAUSE",
     "PROBE_PRIORITY",
+    "TARGET_SHARE",
     "Accepted",
     "Analysis",
     "Announcement",

@@ -76,6 +76,10 @@ class TokenLogprob:
     entropy: float = 0.0
 
 
+# Where neither request nor operator says one. Lower shares plan with the median: half of the tight ones miss.
+TARGET_SHARE = 0.8
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Soft latency limits in milliseconds; None does not limit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -90,7 +91,8 @@ class RouteQuery:
 
     `model` is resolved: a model name, or "auto" for any; `named` says for people what it was resolved from.
     `excluded` are nodes already tried. `target_share` and `min_p_good` are filled in with the operator's
-    levels. `margins` are factors by which predictions must keep to the budget's time (see routing.margin).
+    levels. `margins` are factors by which predictions must keep to the budget's time (see routing.margin),
+    `longest_ms` is the prefill beyond which a prompt leaves busy cheap nodes to others (routing.crowding).
     `fit_tokens` is what the context must hold where that is not prompt and answer together.
     """
 
@@ -112,3 +114,4 @@ class RouteQuery:
     fit_tokens: int | None = None
     named: str = ""
     margins: Mapping[Tier, float] = field(default_factory=dict)
+    longest_ms: float = math.inf

@@ -1,0 +1,105 @@
+"""Long prompts leave busy cheap nodes to others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from routing_fixtures import always, cloud, fleet, node, query
+
+from tidegate.routing.crowding import WEIGHT, Crowding
+from tidegate.routing.domain import Budget, NodeLoad, NodeState, RouteQuery, Snapshot, Tier
+from tidegate.routing.explain import record, why
+from tidegate.routing.latency import LearnedLatency
+from tidegate.routing.plan import Pick, Plan
+from tidegate.routing.policy import route
+
+MODEL = LearnedLatency()
+BUDGET = Budget(ttft_ms=9000.0)
+# An edge node reads 700 tokens/s here, so these take 0.2 and 2 s there.
+SHORT, LONG = 140, 1400
+
+
+def busy(running: int, name: str = "edge-0") -> NodeState:
+    return node(name, load=NodeLoad(running=running, pending_decode_tokens=running * 8))
+
+
+def asked(tokens: int, budget: Budget = BUDGET, longest_ms: float = math.inf) -> RouteQuery:
+    return replace(query(prompt_tokens=tokens, budget=budget), longest_ms=longest_ms)
+
+
+def plan_of(snapshot: Snapshot, request: RouteQuery) -> Plan:
+    plan = route(snapshot, request, MODEL, always(0.0))
+    assert isinstance(plan, Plan), plan
+    return plan
+
+
+def seen(crowding: Crowding, running: int, *tokens: int, rounds: int = 300) -> Crowding:
+    """Decisions about such prompts, over and over, with so many slots of four taken."""
+    plans = [plan_of(fleet(busy(running), cloud()), asked(each)) for each in tokens]
+    for _ in range(rounds):
+        for plan in plans:
+            crowding.decided(plan)
+    return crowding
+
+
+def test_a_long_prompt_leaves_busy_cheap_nodes_and_a_short_one_stays() -> None:
+    nodes = fleet(busy(3), busy(3, "edge-1"), cloud())
+    longest_ms = seen(Crowding(), 3, SHORT, SHORT, SHORT, LONG).longest_ms
+    left = plan_of(nodes, asked(LONG, longest_ms=longest_ms))
+    assert (left.first.node.binding.tier, left.pick) == (Tier.CLOUD, Pick.CROWDED)
+    assert "leaves busy cheaper nodes to shorter prompts" in why(left)
+    assert record(left)["longest_ms"] == round(longest_ms, 2)
+    stays = plan_of(nodes, asked(SHORT, longest_ms=longest_ms))
+    assert stays.first.node.binding.tier is Tier.EDGE
+    # Control: without what was learned the long one takes the cheapest, like everybody.
+    assert plan_of(nodes, asked(LONG)).first.node.binding.tier is Tier.EDGE
+
+
+def test_the_limit_is_the_mean_of_what_fits_by_the_share_of_taken_slots() -> None:
+    own_ms = [
+        plan_of(fleet(busy(3), cloud()), asked(tokens)).choices[0].prediction.own_prefill_ms
+        for tokens in (SHORT, LONG)
+    ]
+    learned = seen(Crowding(), 3, SHORT, LONG, rounds=2000).longest_ms
+    assert learned == pytest.approx(WEIGHT * (sum(own_ms) / 2) / 0.75, rel=0.02)
+
+
+def test_prompts_that_never_fit_there_count_for_nothing() -> None:
+    tight = Budget(ttft_ms=500.0)
+    crowding = seen(Crowding(), 3, SHORT)
+    before = crowding.longest_ms
+    unfit = plan_of(fleet(busy(3), cloud()), asked(LONG, tight))
+    for _ in range(300):
+        crowding.decided(unfit)
+    assert crowding.longest_ms == pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.parametrize("running", [0, 4])
+def test_idle_nodes_take_any_prompt(running: int) -> None:
+    longest_ms = seen(Crowding(), running, SHORT, SHORT, SHORT, LONG).longest_ms
+    assert (longest_ms == math.inf) is (running == 0)
+
+
+def test_a_dearer_node_that_does_not_qualify_is_no_way_out() -> None:
+    far = fleet(busy(2), cloud(rtt_ms=30_000.0))
+    plan = plan_of(far, asked(LONG, longest_ms=1.0))
+    assert plan.first.node.binding.tier is Tier.EDGE
+    # Nor are nodes of the same cost.
+    assert plan_of(fleet(busy(2), busy(2, "edge-1")), asked(LONG, longest_ms=1.0)).pick is not Pick.CROWDED
+
+
+def test_nothing_is_learned_where_all_cost_the_same_or_by_weight_0() -> None:
+    crowding = Crowding()
+    alike = plan_of(fleet(busy(4), busy(4, "edge-1")), asked(LONG))
+    for _ in range(300):
+        crowding.decided(alike)
+    assert crowding.longest_ms == math.inf
+    assert seen(Crowding(0.0), 4, SHORT, LONG).longest_ms == math.inf
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
+def test_a_weight_is_a_number_from_0(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        Crowding(weight)
