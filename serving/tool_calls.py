@@ -124,8 +124,9 @@ class ArgumentsSplitter:
 
     def __init__(self, name: str) -> None:
         opening, said = _OPENINGS.pattern, re.escape(json.dumps(name))
+        # No two runs of white space side by side: which of them takes what would be tried in every way.
         in_object = (
-            rf'(?:{opening})?\s*\[?\s*\{{\s*(?:"type"\s*:\s*"\w*"\s*,\s*)?'
+            rf'(?:(?:{opening})\s*)?(?:\[\s*)?\{{\s*(?:"type"\s*:\s*"\w*"\s*,\s*)?'
             rf'"{NAME}"\s*:\s*{said}\s*,\s*"(?:{ARGUMENTS}|{PARAMETERS})"\s*:'
         )
         by_name = rf"(?:{opening})\s*{re.escape(name)}(?:\[CALL_ID\]\w*)?(?:\[ARGS\]|>)?"

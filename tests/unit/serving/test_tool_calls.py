@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -279,3 +280,10 @@ def test_members_in_another_order_are_the_named_functions_all_the_same() -> None
     text = '{"arguments": {"city": "Oslo"}, "name": "weather"}'
     content, calls, called = deltas_of(Tools(FUNCTIONS, "weather"), list(text))
     assert (content, called, calls[0][1:]) == ("", True, ("weather", '{"city": "Oslo"}'))
+
+
+@pytest.mark.parametrize("before", ["", "[TOOL_CALLS]", "[", "{", '{"name": "weather", "arguments":'])
+def test_white_space_where_a_named_functions_call_should_begin_costs_no_time(before: str) -> None:
+    began = time.process_time()
+    assert Tools(FUNCTIONS, "weather").read(before + " " * 1500 + "x")[1] == []
+    assert time.process_time() - began < 0.5
