@@ -20,7 +20,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from tidegate.routing import sampling
-from tidegate.routing.costs import cheapest, extra_cost, most_of
+from tidegate.routing.costs import cheapest, extra_cost
 from tidegate.routing.domain import Analysis, OnMiss, RouteQuery, Snapshot, Variant
 from tidegate.routing.filters import Eligible, apply_filters, members, pools
 from tidegate.routing.latency import LatencyModel
@@ -211,7 +211,7 @@ class _Judge:
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:
     cheap = cheapest(qualified)
     if len(cheap) < len(qualified) and _pushes_others_off(cheap, query):
-        limit = most_of(cheap[0])
+        limit = max(c.cost_per_mtoken for c in cheap)
         dearer = cheapest([c for c in qualified if c.cost_per_mtoken > limit])
         return _among_near(dearer, query, rng, Pick.CROWDED)[0], Pick.CROWDED
     if len(cheap) == 1:

@@ -97,6 +97,13 @@ def test_estimates_decide_nothing_by_a_hair() -> None:
     assert {plan_of(stated, chance=c / 8).first.node.announcement.name for c in range(8)} == {"b"}
 
 
+def test_dearer_is_who_is_not_among_the_cheapest_whichever_of_these_is_named_first() -> None:
+    """Costs of 9.0, 8.3 and 9.5: the first two are equal, and so would be the first and the last."""
+    nodes = [priced(f"n{i}", Power(work_w=watts)) for i, watts in enumerate((32.4, 30.0, 34.2))]
+    plan = plan_of(fleet(*nodes), replace(query(prompt_tokens=1400), longest_ms=1.0))
+    assert (plan.first.node.announcement.name, plan.pick) == ("n2", Pick.CROWDED)
+
+
 LOW = Power(on_battery=True, battery_share=0.19)
 
 
