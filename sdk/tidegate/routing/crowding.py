@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 
-from tidegate.routing.costs import cheapest
 from tidegate.routing.plan import Plan
 
 WEIGHT = 0.75
@@ -43,8 +42,8 @@ class Crowding:
 
     def decided(self, plan: Plan) -> None:
         """What a decision saw. It says nothing where all nodes cost the same."""
-        cheap = cheapest(plan.choices)
-        if len(cheap) == len(plan.choices):
+        cheap = plan.cheap
+        if not cheap:
             return
         taken = sum(min(c.node.active / max(c.node.announcement.slots, 1), 1.0) for c in cheap) / len(cheap)
         self._busy += NEWEST * (taken - self._busy)

@@ -93,7 +93,8 @@ class Pick(StrEnum):
 class Plan:
     """Candidates in the order they are to be tried: the first attempt, then fallbacks. At most 16.
 
-    `removed` counts nodes per hard filter; `considered` is how many candidates were scored.
+    `removed` counts nodes per hard filter; `considered` is how many candidates were scored; `cheap` are those
+    of them that cost least, and none where all cost the same.
     """
 
     choices: tuple[Choice, ...]
@@ -102,6 +103,7 @@ class Plan:
     removed: Mapping[str, int] = field(default_factory=dict)
     considered: int = 1
     policy: str = "tidegate"
+    cheap: tuple[Choice, ...] = ()
 
     @property
     def first(self) -> Choice:

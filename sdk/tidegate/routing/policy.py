@@ -95,12 +95,19 @@ def route(
     if qualified:
         chosen, pick = _pick_qualified(qualified, query, rng)
         order = _ranked(choices, chosen, speed_of(query))[:MAX_CANDIDATES]
-        return Plan(tuple(order), query, pick, removed, len(choices))
+        return Plan(tuple(order), query, pick, removed, len(choices), cheap=_cheaper(choices))
     if query.on_miss is OnMiss.REJECT:
         return unmeetable(query, removed, choices, _by_odds(choices, query), model)
     chosen, pick = _pick_at_risk(choices, query, rng)
     order = [chosen, *(c for c in _by_odds(choices, query) if c is not chosen)]
-    return Plan(tuple(order[:MAX_CANDIDATES]), query, pick, removed, len(choices))
+    kept = tuple(order[:MAX_CANDIDATES])
+    return Plan(kept, query, pick, removed, len(choices), cheap=_cheaper(choices))
+
+
+def _cheaper(choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """The cheapest, where some are dearer."""
+    cheap = cheapest(choices)
+    return tuple(cheap) if len(cheap) < len(choices) else ()
 
 
 def look(

@@ -12,7 +12,7 @@ from tidegate.routing.crowding import WEIGHT, Crowding
 from tidegate.routing.domain import Budget, NodeLoad, NodeState, RouteQuery, Snapshot, Tier
 from tidegate.routing.explain import record, why
 from tidegate.routing.latency import LearnedLatency
-from tidegate.routing.plan import Pick, Plan
+from tidegate.routing.plan import MAX_CANDIDATES, Pick, Plan
 from tidegate.routing.policy import route
 
 MODEL = LearnedLatency()
@@ -64,6 +64,22 @@ def test_the_limit_is_the_mean_of_what_fits_by_the_share_of_taken_slots() -> Non
     ]
     learned = seen(Crowding(), 3, SHORT, LONG, rounds=2000).longest_ms
     assert learned == pytest.approx(WEIGHT * (sum(own_ms) / 2) / 0.75, rel=0.02)
+
+
+def test_cheap_nodes_teach_however_many_there_are() -> None:
+    """More than a plan names: its candidates then all cost the same."""
+    learned = []
+    for running in (4, 0):
+        edges = [busy(running, f"edge-{number}") for number in range(MAX_CANDIDATES + 4)]
+        learned.append(plan_of(fleet(*edges, cloud()), asked(SHORT)))
+    crowding = Crowding()
+    for _ in range(300):
+        crowding.decided(learned[0])
+    crowded_ms = crowding.longest_ms
+    assert crowded_ms < math.inf
+    for _ in range(300):
+        crowding.decided(learned[1])
+    assert crowding.longest_ms > 10 * crowded_ms
 
 
 def test_prompts_that_never_fit_there_count_for_nothing() -> None:
