@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tidegate.routing.domain import CODE_OF_CAUSE, Cause, Code, Failure, ServeError
 
-# Failures after which another node may do better. INVALID_INPUT would fail anywhere, FENCED is our own doing.
+# Failures after which another node may do better. INVALID_INPUT and CONTEXT_LENGTH would fail anywhere,
+# FENCED is our own doing.
 RETRYABLE = frozenset(
     {
         Cause.ENGINE_CRASHED,

@@ -39,6 +39,7 @@ MIN_LATE_MS = 100.0
 # A prompt has no more tokens than bytes, but for what a chat template adds.
 TEMPLATE_TOKENS = 4096
 
+_NOTHING_COMPUTED = (Cause.OVERLOADED, Cause.DRAINING, Cause.INVALID_INPUT, Cause.CONTEXT_LENGTH)
 _TOO_LATE = (Cause.STALLED, Cause.DEADLINE, Cause.ENGINE_HUNG)
 
 
@@ -110,7 +111,7 @@ class Facts:
             self._mark_stalled(attempt.node_id, attempt.waiting_since_s, STALL_PAUSE_S)
         label = "cancelled" if outcome is None else failure.cause.value if failure else "finished"
         self._metrics.attempts.labels(choice.node.binding.tier.value, label).inc()
-        if failure is not None and failure.cause in (Cause.OVERLOADED, Cause.DRAINING, Cause.INVALID_INPUT):
+        if failure is not None and failure.cause in _NOTHING_COMPUTED:
             return  # nothing was computed, so nothing was learned about speed
         if attempt.work.input_kind is InputKind.EMBED:
             return

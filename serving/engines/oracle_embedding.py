@@ -42,7 +42,7 @@ class OracleEmbedding(OracleSequence):
 
     @classmethod
     def of(cls, work: Work, settings: OracleSettings, now_s: float) -> OracleEmbedding:
-        """Raises EngineRefused: UNKNOWN_VARIANT, INVALID_INPUT."""
+        """Raises EngineRefused: UNKNOWN_VARIANT, INVALID_INPUT, CONTEXT_LENGTH."""
         digest = settings.model_digest
         if work.variant_digest != digest:
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "this variant is not served here"))
@@ -54,7 +54,7 @@ class OracleEmbedding(OracleSequence):
         for number, count in enumerate(tokens):
             if count > settings.context_tokens:
                 detail = f"input {number} has {count} tokens, above the limit of {settings.context_tokens}"
-                raise EngineRefused(Failure(Cause.INVALID_INPUT, detail))
+                raise EngineRefused(Failure(Cause.CONTEXT_LENGTH, detail))
         return cls(
             work=work,
             prompt_tokens=sum(tokens),

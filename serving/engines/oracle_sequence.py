@@ -41,14 +41,17 @@ class OracleSequence:
 
     @classmethod
     def of(cls, work: Work, settings: OracleSettings, now_s: float) -> OracleSequence:
-        """Raises EngineRefused: UNKNOWN_VARIANT, INVALID_INPUT."""
+        """Raises EngineRefused: UNKNOWN_VARIANT, INVALID_INPUT, CONTEXT_LENGTH."""
         digest = settings.model_digest
         if work.variant_digest != digest:
             raise EngineRefused(Failure(Cause.UNKNOWN_VARIANT, "this variant is not served here"))
         prompt_tokens = input_tokens(work.input)
-        problem = _problem(work, prompt_tokens, settings.context_tokens)
+        problem = _problem(work)
         if problem:
             raise EngineRefused(Failure(Cause.INVALID_INPUT, problem))
+        if prompt_tokens + work.start_index >= settings.context_tokens:
+            detail = f"{prompt_tokens} input tokens do not fit a context of {settings.context_tokens}"
+            raise EngineRefused(Failure(Cause.CONTEXT_LENGTH, detail))
         chain = TokenChain(digest, work.input)
         stops = StopFilter(work.stop)
         for token_id in work.replay_token_ids:
@@ -111,14 +114,12 @@ class OracleSequence:
         )
 
 
-def _problem(work: Work, prompt_tokens: int, context_tokens: int) -> str:
+def _problem(work: Work) -> str:
     """What is wrong with the input, without any of its text; "" for nothing."""
     if work.max_tokens < 1:
         return "max_tokens must be at least 1"
     if len(work.replay_token_ids) != work.start_index:
         return "start_index must be the number of replayed tokens"
-    if prompt_tokens + work.start_index >= context_tokens:
-        return f"{prompt_tokens} input tokens do not fit a context of {context_tokens}"
     try:
         if work.input_kind is InputKind.CHAT:
             parse_canonical(work.input)

@@ -30,6 +30,8 @@ _STATUS: dict[Code, tuple[int, str]] = {
 }
 _NEVER_RETRY = frozenset({Code.ALREADY_EXISTS, Code.CANCELLED, Code.UNIMPLEMENTED, Code.DEADLINE_EXCEEDED})
 _MODEL_REASONS = frozenset({"NOT_FOUND", "MODEL_NOT_FOUND", "MODEL_UNKNOWN", "UNKNOWN_VARIANT"})
+# OpenAI's word, on which its clients shorten the conversation.
+_CODES = {"CONTEXT_LENGTH": "context_length_exceeded"}
 
 
 def invalid(message: str, param: str = "", reason: str = "INVALID_VALUE") -> ServeError:
@@ -45,7 +47,7 @@ def error_body(
 
 def serve_error_body(error: ServeError) -> dict[str, Any]:
     """The body for `error`; facts for programs go into a `tidegate` member beside OpenAI's four."""
-    code = error.reason.lower()
+    code = _CODES.get(error.reason, error.reason.lower())
     if error.code is Code.NOT_FOUND and error.reason in _MODEL_REASONS:
         code = "model_not_found"
     body = error_body(error.message, _STATUS[error.code][1], param=error.param or None, code=code)

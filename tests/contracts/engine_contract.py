@@ -393,10 +393,10 @@ class EngineContract:
         )
         await self._assert_invalid(rec, broken)
 
-    async def test_an_input_beyond_the_context_is_invalid(self, rec: Recorder) -> None:
+    async def test_an_input_beyond_the_context_is_told_apart(self, rec: Recorder) -> None:
         if self.too_long is None:
             pytest.skip("this engine leaves the check to the server behind it")
-        await self._assert_invalid(rec, self.work(rec.info, text=self.too_long))
+        await self._assert_invalid(rec, self.work(rec.info, text=self.too_long), Cause.CONTEXT_LENGTH)
 
     async def test_overload_is_refused_at_once_and_the_rest_goes_on(self, rec: Recorder) -> None:
         running = self.fill(rec)
@@ -452,7 +452,7 @@ class EngineContract:
     async def _assert_idle(self, rec: Recorder) -> None:
         await rec.until_load(lambda: (rec.engine.load().running, rec.engine.load().queued) == (0, 0))
 
-    async def _assert_invalid(self, rec: Recorder, work: Work) -> None:
+    async def _assert_invalid(self, rec: Recorder, work: Work, cause: Cause = Cause.INVALID_INPUT) -> None:
         """Refused at once, or failed before any token: both are allowed."""
         result: Failure | FinishReason
         try:
@@ -461,6 +461,6 @@ class EngineContract:
         except EngineRefused as refused:
             result = refused.failure
         assert isinstance(result, Failure)
-        assert result.cause is Cause.INVALID_INPUT
+        assert result.cause is cause
         assert rec.count(work.key) == 0
         assert isinstance((await self.run(rec, self.work(rec.info))).result, FinishReason)

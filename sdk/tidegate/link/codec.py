@@ -38,6 +38,7 @@ _CAUSE_TO_PB = {
     Cause.UNKNOWN_VARIANT: node_pb2.FAILURE_CAUSE_UNKNOWN_VARIANT,
     Cause.DEADLINE: node_pb2.FAILURE_CAUSE_DEADLINE,
     Cause.INTERNAL: node_pb2.FAILURE_CAUSE_INTERNAL,
+    Cause.CONTEXT_LENGTH: node_pb2.FAILURE_CAUSE_CONTEXT_LENGTH,
 }
 _CAUSE_FROM_PB = {number: cause for cause, number in _CAUSE_TO_PB.items()}
 _REASON_TO_PB = {

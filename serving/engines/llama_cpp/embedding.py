@@ -136,7 +136,8 @@ class Embedder:
         for number, each in enumerate(tokens):
             if not 0 < len(each) <= self._limit:
                 detail = f"input {number} has {len(each)} tokens, the limit is 1 to {self._limit}"
-                self._send(_failed(sid, Cause.INVALID_INPUT, detail))
+                cause = Cause.CONTEXT_LENGTH if each else Cause.INVALID_INPUT
+                self._send(_failed(sid, cause, detail))
                 return
         if self._context is None:
             self._context = EmbeddingContext(self._model, tokens=self._limit, pooling=self._pooling)

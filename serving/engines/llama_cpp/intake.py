@@ -23,6 +23,10 @@ _EMPTY = np.zeros(0, np.int32)
 _MAX_TOKEN_BYTES = 512
 
 
+class _TooLong(PromptError):
+    """The prompt leaves no room in the context."""
+
+
 class InputPreparer:
     """Renders and tokenises one work after the other and hands each to `done`, in order."""
 
@@ -64,7 +68,8 @@ class InputPreparer:
             grammar = self._grammars.text(work.format, syntax) if work.format else ""
         except (PromptError, FormatError, NativeError, ValueError, RecursionError) as error:
             detail = str(error) if isinstance(error, PromptError | FormatError) else "the input is malformed"
-            failure = Failure(Cause.INVALID_INPUT, detail)
+            cause = Cause.CONTEXT_LENGTH if isinstance(error, _TooLong) else Cause.INVALID_INPUT
+            failure = Failure(cause, detail)
             return Prepared(sid, work, _EMPTY, 0, arrived_ms, failure)
         replayed = np.array(work.replay_token_ids, np.int32)
         whole = np.concatenate([prompt, replayed])
@@ -79,7 +84,7 @@ class InputPreparer:
     def _prompt(self, work: Work, messages: Sequence[Message] | None) -> tuple[Tokens, CallSyntax | None]:
         """With the syntax of calls where the answer may be some and the template says in which."""
         if len(work.input) > self._context_tokens * _MAX_TOKEN_BYTES:
-            raise PromptError(
+            raise _TooLong(
                 f"a prompt of {len(work.input)} bytes cannot fit a context of {self._context_tokens} tokens"
             )
         if messages is None:
@@ -90,10 +95,11 @@ class InputPreparer:
         return prompt, syntax if is_of_calls(work.format.json_schema) else None
 
     def _check(self, work: Work, prompt: Tokens, whole: Tokens) -> Failure | None:
-        problem = ""
+        cause, problem = Cause.INVALID_INPUT, ""
         if len(prompt) == 0:
             problem = "the prompt is empty"
         elif len(whole) >= self._context_tokens:
+            cause = Cause.CONTEXT_LENGTH
             problem = (
                 f"the prompt has {len(whole)} tokens, but the context of {self._context_tokens} tokens "
                 "must hold it and at least one token of the answer"
@@ -104,4 +110,4 @@ class InputPreparer:
             )
         elif any(not 0 <= token < self._model.n_vocab for token in work.replay_token_ids):
             problem = "a token to replay is not in the vocabulary"
-        return Failure(Cause.INVALID_INPUT, problem) if problem else None
+        return Failure(cause, problem) if problem else None

@@ -166,7 +166,7 @@ class OpenAiHttpEngine:
 
     def _sequence_of(self, work: Work) -> Sequence:
         if len(work.input) > self._variant.context_tokens * _MAX_BYTES_PER_TOKEN:
-            raise EngineRefused(Failure(Cause.INVALID_INPUT, "the input is far longer than the context"))
+            raise EngineRefused(Failure(Cause.CONTEXT_LENGTH, "the input is far longer than the context"))
         try:
             request = upstream_request(
                 work,

@@ -12,6 +12,8 @@ from tidegate.routing.domain import Cause, Failure
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _BAD_INPUT = frozenset({400, 413, 422})
+# OpenAI's word and llama-server's.
+_TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _BUSY = frozenset({429, 503})
 
 
@@ -35,6 +37,8 @@ def failure_of_status(status: int, body: bytes = b"") -> Failure:
     """The failure that an HTTP status means. Of `body` only the machine-readable error code is kept."""
     word = _error_word(body)
     said = f"HTTP {status}" + (f" ({word})" if word else "")
+    if status in _BAD_INPUT and word in _TOO_LONG:
+        return Failure(Cause.CONTEXT_LENGTH, f"the input does not fit the upstream server's context: {said}")
     if status in _BAD_INPUT:
         return Failure(Cause.INVALID_INPUT, f"the upstream server refused the input: {said}")
     if status in _BUSY:

@@ -34,7 +34,7 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FAILURE_CAUSE_ENGINE_HUNG: _FailureCause.ValueType  # 2
     """The engine made no progress."""
     FAILURE_CAUSE_INVALID_INPUT: _FailureCause.ValueType  # 3
-    """The input does not fit the model, for instance a prompt longer than its context."""
+    """The input does not fit the model, for instance a chat for a model without a chat template."""
     FAILURE_CAUSE_UPSTREAM: _FailureCause.ValueType  # 4
     """The engine behind the node answered with an error or not at all."""
     FAILURE_CAUSE_OVERLOADED: _FailureCause.ValueType  # 5
@@ -46,6 +46,8 @@ class _FailureCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The variant is not served here."""
     FAILURE_CAUSE_DEADLINE: _FailureCause.ValueType  # 9
     FAILURE_CAUSE_INTERNAL: _FailureCause.ValueType  # 10
+    FAILURE_CAUSE_CONTEXT_LENGTH: _FailureCause.ValueType  # 11
+    """The input leaves no room in the model's context."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper): ...
 
@@ -55,7 +57,7 @@ FAILURE_CAUSE_ENGINE_CRASHED: FailureCause.ValueType  # 1
 FAILURE_CAUSE_ENGINE_HUNG: FailureCause.ValueType  # 2
 """The engine made no progress."""
 FAILURE_CAUSE_INVALID_INPUT: FailureCause.ValueType  # 3
-"""The input does not fit the model, for instance a prompt longer than its context."""
+"""The input does not fit the model, for instance a chat for a model without a chat template."""
 FAILURE_CAUSE_UPSTREAM: FailureCause.ValueType  # 4
 """The engine behind the node answered with an error or not at all."""
 FAILURE_CAUSE_OVERLOADED: FailureCause.ValueType  # 5
@@ -67,6 +69,8 @@ FAILURE_CAUSE_UNKNOWN_VARIANT: FailureCause.ValueType  # 8
 """The variant is not served here."""
 FAILURE_CAUSE_DEADLINE: FailureCause.ValueType  # 9
 FAILURE_CAUSE_INTERNAL: FailureCause.ValueType  # 10
+FAILURE_CAUSE_CONTEXT_LENGTH: FailureCause.ValueType  # 11
+"""The input leaves no room in the model's context."""
 global___FailureCause = FailureCause
 
 class _InputKind:

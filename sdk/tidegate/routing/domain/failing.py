@@ -9,6 +9,7 @@ from tidegate.routing.domain.work import Cause
 
 CODE_OF_CAUSE: Mapping[Cause, Code] = {
     Cause.INVALID_INPUT: Code.INVALID_ARGUMENT,
+    Cause.CONTEXT_LENGTH: Code.INVALID_ARGUMENT,
     Cause.UNKNOWN_VARIANT: Code.NOT_FOUND,
     Cause.OVERLOADED: Code.RESOURCE_EXHAUSTED,
     Cause.DEADLINE: Code.DEADLINE_EXCEEDED,

@@ -39,6 +39,7 @@ class Cause(StrEnum):
     UNKNOWN_VARIANT = "unknown_variant"
     DEADLINE = "deadline"
     INTERNAL = "internal"
+    CONTEXT_LENGTH = "context_length"
 
     NODE_LOST = "node_lost"
     STALLED = "stalled"

@@ -231,7 +231,7 @@ async def test_neither_or_both_of_messages_and_prompt_is_invalid() -> None:
 async def test_an_input_beyond_the_context_is_invalid_and_not_quoted() -> None:
     async with Local() as local:
         error = await local.error(replace(REQUEST, messages=(), prompt="secret " * 5000))
-        assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "INVALID_INPUT")
+        assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "CONTEXT_LENGTH")
         assert "secret" not in error.message
 
 

@@ -83,6 +83,11 @@ def test_an_unknown_model_has_openais_code() -> None:
     assert serve_error_body(ServeError(Code.NOT_FOUND, "no"))["error"]["code"] == "model_not_found"
 
 
+def test_a_prompt_beyond_the_context_has_openais_code() -> None:
+    error = ServeError(Code.INVALID_ARGUMENT, "too long", reason="CONTEXT_LENGTH")
+    assert serve_error_body(error)["error"]["code"] == "context_length_exceeded"
+
+
 async def test_a_late_error_is_a_chunk_and_the_stream_is_not_done() -> None:
     late = ServeError(Code.UNAVAILABLE, "the node was lost", reason="NODE_LOST")
     backend = ScriptedBackend([Accepted(ROUTE), *chunks("Hel"), late])

@@ -73,7 +73,7 @@ async def test_a_text_that_is_too_long_is_named_with_its_numbers(shared: Driver)
     shared.engine.submit(given)
     result = (await shared.finish(given.key)).result
     assert isinstance(result, Failure)
-    assert result.cause is Cause.INVALID_INPUT
+    assert result.cause is Cause.CONTEXT_LENGTH
     assert result.detail.startswith("input 1 has 7")
     assert result.detail.endswith("tokens, the limit is 1 to 512")
 

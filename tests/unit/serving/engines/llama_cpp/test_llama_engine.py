@@ -168,7 +168,7 @@ async def test_an_answer_fills_the_context_and_ends_with_length(shared: Driver) 
 async def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(shared: Driver) -> None:
     finish = await shared.finish(shared.submit("word " * 600))
     assert isinstance(finish.result, Failure)
-    assert finish.result.cause is Cause.INVALID_INPUT
+    assert finish.result.cause is Cause.CONTEXT_LENGTH
     assert "512" in finish.result.detail
     assert str(finish.usage.prompt_tokens) in finish.result.detail
 

@@ -393,7 +393,7 @@ async def test_what_it_cannot_do_is_refused(stub: Stub) -> None:
             (work(replay_token_ids=(1, 2)), Cause.INVALID_INPUT),
             (work(start_index=3), Cause.INVALID_INPUT),
             (work(input=b"not canonical"), Cause.INVALID_INPUT),
-            (work("x" * 300_000), Cause.INVALID_INPUT),
+            (work("x" * 300_000), Cause.CONTEXT_LENGTH),
         ):
             with pytest.raises(EngineRefused) as refused:
                 rig.engine.submit(bad)

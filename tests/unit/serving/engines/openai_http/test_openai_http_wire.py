@@ -184,12 +184,22 @@ def test_usage_survives_odd_values() -> None:
     ],
 )
 def test_statuses(status: int, cause: Cause, word: str) -> None:
-    body = json.dumps({"error": {"message": "the prompt 'secret' is", "code": "context_length_exceeded"}})
+    body = json.dumps({"error": {"message": "the prompt 'secret' is", "code": "some_word"}})
     failure = failure_of_status(status, body.encode())
     assert failure.cause is cause
     assert word in failure.detail
-    assert "context_length_exceeded" in failure.detail
+    assert "some_word" in failure.detail
     assert "secret" not in failure.detail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [{"code": "context_length_exceeded"}, {"code": 400, "type": "exceed_context_size_error"}],
+    ids=["openai", "llama-server"],
+)
+def test_a_prompt_beyond_the_context_is_told_apart(error: dict[str, Any]) -> None:
+    assert failure_of_status(400, json.dumps({"error": error}).encode()).cause is Cause.CONTEXT_LENGTH
+    assert failure_of_status(500, json.dumps({"error": error}).encode()).cause is Cause.UPSTREAM
 
 
 @pytest.mark.parametrize(
