@@ -7,7 +7,7 @@ import socket
 import traceback
 from collections.abc import Awaitable
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from serving.openai_api.errors import HttpError
@@ -63,6 +63,9 @@ class SseStream:
     async def open(self, headers: dict[str, str], data: bytes) -> None:
         """Sends the response's head together with its first events."""
         self.response.headers.update(headers)
+        if self._request.version < HttpVersion11:
+            # Without chunks only the connection's end ends the answer, whatever the client asks to be kept.
+            self.response.force_close()
         bound_unacknowledged(self._request, self._stall_s)
         self._writer = await self.response.prepare(self._request)
         await self.send(data)

@@ -203,10 +203,11 @@ async def test_a_gzip_bomb_stops_at_the_limit_and_a_broken_one_is_a_400() -> Non
         assert (status, body["error"]["code"]) == (400, "bad_body")
 
 
-async def test_http_1_0_clients_get_a_plain_stream() -> None:
+@pytest.mark.parametrize("header", [b"", b"Connection: keep-alive\r\n"])
+async def test_http_1_0_clients_get_a_plain_stream_that_ends(header: bytes) -> None:
     async with serve(ScriptedBackend()) as front:
         async with connected(front.port) as (reader, writer):
-            writer.write(raw_request(STREAM).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+            writer.write(raw_request(STREAM).replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\n" + header, 1))
             answer = await asyncio.wait_for(reader.read(), 5)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"chunked" not in head.lower()
