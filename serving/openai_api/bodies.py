@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag
 from pydantic_core import PydanticCustomError
 
 from serving.openai_api.inputs import TidegateInputs
@@ -149,6 +149,31 @@ class NamedTool(_Body):
     function: NamedFunction
 
 
+class AllowedTools(_Body):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class SomeTools(_Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _choice_kind(value: Any) -> str:
+    if not isinstance(value, dict):
+        return "<word>"
+    return "<some>" if value.get("type") == "allowed_tools" else "<named>"
+
+
+# The tags are in brackets, so that errors leave them out of the parameter's name.
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[NamedTool, Tag("<named>")]
+    | Annotated[SomeTools, Tag("<some>")],
+    Discriminator(_choice_kind),
+]
+
+
 class SchemaBody(_Body):
     name: str | None = None
     description: str | None = None
@@ -205,7 +230,7 @@ class ChatBody(GenerateBody):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
     tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[None, _refused("function calling", _empty)] = None
     function_call: Annotated[

@@ -17,6 +17,7 @@ from serving.openai_api.bodies import (
     EmbeddingsBody,
     GenerateBody,
     NamedTool,
+    SomeTools,
 )
 from serving.openai_api.errors import invalid
 from serving.openai_api.inputs import NO_INPUTS, PREFIX, TidegateInputs, header_values
@@ -109,6 +110,8 @@ def _param(loc: tuple[int | str, ...]) -> str:
     """("messages", 0, "content") -> messages[0].content"""
     path = ""
     for part in loc:
+        if isinstance(part, str) and part.startswith("<"):
+            continue  # the tag of a union
         path += f"[{part}]" if isinstance(part, int) else (f".{part}" if path else str(part))
     return path[:200]
 
@@ -179,10 +182,14 @@ def tools_of(body: GenerateBody) -> Tools | None:
     if len(set(names)) < len(names):
         raise invalid("Two tools have the same name", "tools")
     choice = body.tool_choice
-    if isinstance(choice, NamedTool):
-        if choice.function.name not in names:
+    if isinstance(choice, NamedTool | SomeTools):
+        some = [choice] if isinstance(choice, NamedTool) else choice.allowed_tools.tools
+        wanted = {tool.function.name for tool in some}
+        if not wanted <= set(names):
             raise invalid("tool_choice names a function that is not among the tools", "tool_choice")
-        return Tools(functions, choice.function.name)
+        if isinstance(choice, NamedTool):
+            return Tools(functions, choice.function.name)
+        return Tools(tuple(f for f in functions if f.name in wanted), choice.allowed_tools.mode)
     return Tools(functions, REQUIRED if choice == "required" else AUTO)
 
 

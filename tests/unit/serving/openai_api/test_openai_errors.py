@@ -210,6 +210,8 @@ BAD_BODIES: list[tuple[bytes | dict[str, Any], str | None, str]] = [
     ({"model": "m"}, "messages", "missing_required_parameter"),
     (CHAT | {"tidegate": {"dataclass": "restricted"}}, "tidegate.dataclass", "unknown_parameter"),
     (CHAT | {"functions": [{}]}, "functions", "unsupported_parameter"),
+    (CHAT | {"tool_choice": "any"}, "tool_choice", "invalid_value"),
+    (CHAT | {"tool_choice": {"type": "custom"}}, "tool_choice.type", "invalid_value"),
     (CHAT | {"temperature": "1"}, "temperature", "invalid_type"),
 ]
 

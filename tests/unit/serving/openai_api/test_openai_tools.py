@@ -71,6 +71,19 @@ def test_a_named_function_asks_for_a_call_of_it_alone() -> None:
     assert not request.format.or_text
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_allowed_tools_only_those_can_be_called(mode: str) -> None:
+    allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "clock"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    request = asked(tools=[WEATHER, CLOCK], tool_choice=choice)
+    schema = json.loads(request.format.json_schema)
+    assert [part["properties"]["name"]["const"] for part in schema["anyOf"]] == ["clock"]
+    assert request.format.or_text is (mode == "auto")
+    with pytest.raises(ServeError) as caught:
+        asked(tools=[WEATHER], tool_choice=choice)
+    assert caught.value.param == "tool_choice"
+
+
 def test_earlier_calls_and_their_results_are_told() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
     request = asked(
