@@ -56,12 +56,12 @@ def _join_parts(value: Any) -> str:
         if not isinstance(part, dict):
             raise _bad("string_type", f"part {index} must be an object with type and text")
         kind = part.get("type")
-        if kind != "text":
+        if kind not in ("text", "refusal"):
             shown = kind if isinstance(kind, str) and kind.isidentifier() and len(kind) <= 40 else "unknown"
             raise _bad(UNSUPPORTED, f"part {index} is of type {shown!r}; only text parts are supported")
-        if not isinstance(part.get("text"), str):
-            raise _bad("string_type", f"part {index} must have a string member 'text'")
-        texts.append(part["text"])
+        if not isinstance(part.get(kind), str):
+            raise _bad("string_type", f"part {index} must have a string member {kind!r}")
+        texts.append(part[kind])
     return "".join(texts)
 
 
@@ -122,6 +122,7 @@ class ChatMessage(_Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: MessageContent = None
     name: str | None = Field(default=None, max_length=256)
+    refusal: str | None = None
     tool_calls: list[ToolCallBody] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_call_id: str | None = Field(default=None, max_length=256)
     function_call: Annotated[None, _refused("function calling", _empty)] = None

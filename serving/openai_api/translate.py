@@ -240,10 +240,11 @@ def _message(message: ChatMessage, called: Mapping[str, str], index: int) -> Mes
     """`called` are the functions' names by the ids of earlier calls."""
     role = _ROLES.get(message.role) or Role(message.role)
     calls = [ToolCall(c.function.name, c.function.arguments).line() for c in message.tool_calls or ()]
-    if message.content is None and not calls:
+    said = message.refusal if message.content is None else message.content
+    if said is None and not calls:
         param = f"messages[{index}].content"
         raise invalid(f"Missing required parameter: '{param}'", param, "MISSING_REQUIRED_PARAMETER")
-    content = "\n".join([*([message.content] if message.content else []), *calls])
+    content = "\n".join([*([said] if said else []), *calls])
     name = message.name or (called.get(message.tool_call_id, "") if message.tool_call_id else "")
     return Message(role=role, content=content, name=name)
 

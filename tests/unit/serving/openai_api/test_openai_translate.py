@@ -82,6 +82,13 @@ def test_roles_parts_and_names() -> None:
     )
 
 
+def test_refusals_of_another_server_are_what_was_said() -> None:
+    whole = {"role": "assistant", "content": None, "refusal": "No."}
+    part = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    for refused in (whole, part):
+        assert chat(messages=[USER, refused, USER]).messages[1] == Message(Role.ASSISTANT, "No.")
+
+
 def test_lengths_and_stops() -> None:
     assert chat(max_tokens=5).max_tokens == 5
     assert chat(max_tokens=5, max_completion_tokens=6).max_tokens == 6
