@@ -41,8 +41,12 @@ except (PermissionError, MemoryError):
 
 
 def attack(folder: Path, name: str, seal: Seal | None, told: int) -> int:
+    return run(folder, ATTACKS[name], seal, told)
+
+
+def run(folder: Path, attempt: str, seal: Seal | None, told: int) -> int:
     outside, log = folder / "outside.sock", folder / "log.sock"
-    command = [sys.executable, "-c", SCRIPT, ATTACKS[name], str(outside), str(log)]
+    command = [sys.executable, "-c", SCRIPT, attempt, str(outside), str(log)]
     launch = [sys.executable, "-m", "serving.engines.llama_server.launch"]
     if seal is not None:
         command = [*launch, seal.argument(), *command]
@@ -74,6 +78,18 @@ def test_an_attack_works_unsealed_and_fails_sealed(folder: Path, name: str) -> N
         assert os.read(listens, 99) == b""
     finally:
         os.close(listens)
+
+
+@pytest.mark.parametrize("helpers", [False, True])
+def test_no_server_opens_the_memory_of_the_node(folder: Path, helpers: bool) -> None:
+    """Where Yama is, an unsealed one of an ordinary user's cannot either."""
+    listens, told = os.pipe()
+    try:
+        seal = Seal(os.getpid(), told, helpers=helpers)
+        assert run(folder, "open(f'/proc/{os.getppid()}/mem', 'r+b')", seal, told) == 7
+    finally:
+        os.close(listens)
+        os.close(told)
 
 
 def test_a_program_that_is_refused_once_is_refused_with_any_key(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def child_environment(environ: dict[str, str], *, bounded_spin: bool) -> dict[st
     kept = {k: v for k, v in environ.items() if k in _KEPT_VARIABLES or k.startswith(_KEPT_PREFIXES)}
     # The backtrace of an abort is made by a debugger that could print prompts.
     kept["GGML_NO_BACKTRACE"] = "1"
+    # numpy starts threads when it is imported, and what is sealed of the memory is so for later ones only.
+    kept["OPENBLAS_NUM_THREADS"] = "1"
     if bounded_spin:
         kept.setdefault("GOMP_SPINCOUNT", "1000")
     return kept

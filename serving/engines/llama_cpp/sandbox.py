@@ -1,7 +1,8 @@
 """What the child may no longer do once it has its configuration: native code is about to read a file.
 
 A seccomp filter refuses network, other programs, other processes' memory and signals to them, with EACCES.
-It needs no privilege, works in containers, holds for all threads and cannot be taken off. Code that was made
+It needs no privilege, works in containers, holds for all threads and cannot be taken off. /proc shows the
+memory as files, which a filter cannot tell from others: Landlock closes these. Code that was made
 to run by a hostile file still has the model, the prompts and the socket to the daemon; it cannot send them
 anywhere else. A filter outlives exec, so it holds a server that is started under it as well.
 """
@@ -22,6 +23,9 @@ from typing import NoReturn
 _PR_SET_NO_NEW_PRIVS = 38
 _SET_MODE_FILTER = 1
 _FLAG_TSYNC = 1
+# Landlock's calls, which have the same numbers everywhere, and the right to make block devices.
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446
+_MAKE_BLOCK = 1 << 11
 
 # One instruction of classic BPF: code, jump if true, jump if false, constant.
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
@@ -105,12 +109,36 @@ def seal(*, memory_limit_bytes: int, helpers: bool, listens: bool = False, exec_
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return f"no_new_privs is refused here ({errno.errorcode.get(ctypes.get_errno(), 'unknown')})"
+    _leave_memory_alone(libc)
     code = _program(calls, helpers=helpers, listens=listens, exec_key=exec_key)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.addressof(buffer))
     if libc.syscall(calls.seccomp, _SET_MODE_FILTER, _FLAG_TSYNC, ctypes.byref(program)) != 0:
         return f"the kernel takes no filter ({errno.errorcode.get(ctypes.get_errno(), 'unknown')})"
+    if _reaches_memory(os.getppid()):
+        return "the kernel lets it write its parent's memory (it has no Landlock)"
     return ""
+
+
+def _leave_memory_alone(libc: ctypes.CDLL) -> None:
+    """This thread, and all that it starts, can no longer open what /proc shows of processes besides it.
+
+    Every domain of Landlock's keeps to itself; it has to refuse something else, and block devices need a
+    privilege anyway. Older kernels do not know the call.
+    """
+    rights = ctypes.c_uint64(_MAKE_BLOCK)
+    rules = libc.syscall(_CREATE_RULESET, ctypes.byref(rights), ctypes.sizeof(rights), 0)
+    if rules >= 0:
+        libc.syscall(_RESTRICT_SELF, rules, 0)
+        os.close(rules)
+
+
+def _reaches_memory(pid: int) -> bool:
+    try:
+        os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
+    except OSError:
+        return False
+    return True
 
 
 def run_instead(path: str, command: Sequence[str], exec_key: int) -> NoReturn:

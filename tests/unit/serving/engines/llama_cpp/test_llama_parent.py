@@ -164,6 +164,7 @@ def test_the_child_gets_no_secrets_of_the_daemon() -> None:
         "PATH": "/bin",
         "OMP_NUM_THREADS": "1",
         "GGML_NO_BACKTRACE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
         "GOMP_SPINCOUNT": "1000",
     }
     assert "GOMP_SPINCOUNT" not in child_environment(environ, bounded_spin=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving.engines.llama_cpp.crashes import Crashes
+from serving.engines.llama_cpp.process import child_environment
 from serving.engines.llama_cpp.scratch import Scratch
 
 ATTACKS = {
@@ -24,11 +25,16 @@ ATTACKS = {
     "a signal to another process's thread": "signal.pidfd_send_signal(os.pidfd_open(victim), 0)",
     "a signal to its whole group": "os.killpg(0, 0)",
     "a datagram to a local socket by way of a pair": "datagram()",
+    "the memory of another process": "open(f'/proc/{other_pid}/mem', 'r+b').close()",
     "memory without end": "bytearray(2**30)",
 }
 ATTACK = """
 import os, signal, socket, sys, threading
 victim = os.getppid()
+waits, ends = os.pipe()
+other_pid = os.fork()
+if other_pid == 0:
+    os.close(ends); os.read(waits, 1); os._exit(0)
 from serving.engines.llama_cpp.sandbox import seal
 before, listener = socket.socket(), socket.create_server(("127.0.0.1", 0))
 local = socket.socket(socket.AF_UNIX)
@@ -96,6 +102,15 @@ def test_a_gpus_driver_keeps_local_sockets_and_nothing_else_gets_out() -> None:
     # CUDA's initialization fails where it cannot.
     assert attack("gpu", "a listening local socket") == 0
     assert attack("gpu", "an internet socket") == 7
+    assert attack("gpu", "the memory of another process") == 7
+
+
+def test_an_engines_process_has_one_thread_when_it_is_sealed() -> None:
+    """Those that numpy would start when it is imported could still open another process's memory."""
+    script = "import os, serving.engines.llama_cpp.child; print(len(os.listdir('/proc/self/task')))"
+    environment = child_environment(dict(os.environ), bounded_spin=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True)
+    assert done.stdout == b"1\n"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become an ordinary user")
