@@ -22,7 +22,7 @@ _NAMED = {
     "[TOOL_CALLS]": re.compile(r"([\w.-]{1,64})\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)"),
     "<function=": re.compile(r"([\w.-]{1,64})>\s*(?=\{)"),
 }
-_BETWEEN = " \t\r\n;,"
+_SPACE, _BETWEEN = re.compile(r"\s*"), re.compile(r"[ \t\r\n;,]*")
 # A longer beginning is none of a call.
 _MAX_HEAD = 1024
 # Without it the next thing is no call. "<|tool_call|>" opens a list that nothing closes, or a call that is.
@@ -40,22 +40,29 @@ def calls_in(text: str) -> list[tuple[str, Any]]:
 
 
 def _calls(text: str) -> Iterator[tuple[str, Any]]:
-    while text:
-        found = _OPENINGS.match(text)
+    at = 0
+    while at < len(text):
+        found = _OPENINGS.match(text, at)
         opening = found[0] if found else ""
-        text = text[len(opening) :].lstrip()
-        named = _NAMED[opening].match(text) if opening in _NAMED else None
+        at = _past(_SPACE, text, at + len(opening))
+        named = _NAMED[opening].match(text, at) if opening in _NAMED else None
         if named:
-            arguments, end = _DECODER.raw_decode(text, named.end())
+            arguments, at = _DECODER.raw_decode(text, named.end())
             yield named[1], arguments
         else:
-            value, end = _DECODER.raw_decode(text)
+            value, at = _DECODER.raw_decode(text, at)
             yield from map(_call, value if opening and isinstance(value, list) else [value])
-        text = text[end:].lstrip(_BETWEEN)
+        at = _past(_BETWEEN, text, at)
         closing = CLOSING.get(opening, "")
-        if text and opening in _MUST_CLOSE and not text.startswith(closing):
+        if text.startswith(closing, at):
+            at = _past(_BETWEEN, text, at + len(closing))
+        elif at < len(text) and opening in _MUST_CLOSE:
             raise ValueError("a call is not closed")
-        text = text.removeprefix(closing).lstrip(_BETWEEN)
+
+
+def _past(run: re.Pattern[str], text: str, at: int) -> int:
+    found = run.match(text, at)
+    return found.end() if found else at
 
 
 def _call(value: Any) -> tuple[str, Any]:

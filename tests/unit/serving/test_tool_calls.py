@@ -287,3 +287,10 @@ def test_white_space_where_a_named_functions_call_should_begin_costs_no_time(bef
     began = time.process_time()
     assert Tools(FUNCTIONS, "weather").read(before + " " * 1500 + "x")[1] == []
     assert time.process_time() - began < 0.5
+
+
+def test_many_calls_cost_as_much_each_as_a_few() -> None:
+    text = '{"name": "clock", "arguments": {}}\n' * 60_000
+    began = time.process_time()
+    assert len(calls_in(text)) == 60_000
+    assert time.process_time() - began < 1.0
