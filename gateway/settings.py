@@ -171,7 +171,8 @@ class RoutingSettings(Section):
 
 class QualitySettings(Section):
     complexity_model: Path | None = Field(
-        default=None, description="model.onnx of benchmarks/complexity/train.py; unset: the shipped prior"
+        default=None,
+        description="Folder of benchmarks/complexity/train.py, or its model.onnx; unset: the shipped prior",
     )
     outcome_log: Path | None = Field(
         default=None, description="File that outcomes are appended to, without prompt text; unset keeps none"

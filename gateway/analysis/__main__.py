@@ -21,11 +21,8 @@ WARM_UPS = 20
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tidegate complexity", description=__doc__)
     parser.add_argument("--model", type=Path, help="folder of a trained model, or its model.onnx")
-    path: Path | None = parser.parse_args().model
-    if path is not None and path.is_dir():
-        path = path / "model.onnx"
     try:
-        model = DifficultyModel(path)
+        model = DifficultyModel(parser.parse_args().model)
     except ModelUnusable as error:
         sys.stderr.write(f"tidegate complexity: {error}\n")
         return 1

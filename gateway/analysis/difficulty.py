@@ -40,8 +40,10 @@ class DifficultyModel:
     """A loaded graph. Single-threaded: at this size a thread pool only adds jitter and memory."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Loads the shipped prior, or the model at `path`. Raises ModelUnusable."""
+        """Loads the shipped prior, or the model at `path`, a file or its folder. Raises ModelUnusable."""
         self._path = path or PRIOR_PATH
+        if self._path.is_dir():
+            self._path /= "model.onnx"
         self._session = _load(self._path)
         features = self._session.get_modelmeta().custom_metadata_map.get("tidegate.features", "")
         if features != FEATURE_SET:

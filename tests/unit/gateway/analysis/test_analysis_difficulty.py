@@ -137,6 +137,17 @@ def test_an_unusable_file_is_one_clear_error(tmp_path: Path, content: bytes) -> 
         DifficultyModel(path)
 
 
+def test_a_model_is_named_by_its_file_or_by_the_folder_it_was_written_to(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(PRIOR_PATH.read_bytes())
+    for path in (tmp_path, tmp_path / "model.onnx"):
+        assert 0.0 <= DifficultyModel(path).difficulty("Why?", total_chars=4, turns=1) <= 1.0
+
+
+def test_a_folder_without_a_model_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match=r"model\.onnx: .*No such file"):
+        DifficultyModel(tmp_path)
+
+
 def test_a_missing_file_and_a_model_of_other_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match="No such file"):
         DifficultyModel(tmp_path / "gone.onnx")
