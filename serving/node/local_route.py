@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tidegate.routing.domain import (
+    TARGET_SHARE,
     Analysis,
     Announcement,
     Binding,
@@ -26,7 +27,6 @@ from tidegate.routing.latency import BYTES_PER_TOKEN, LearnedLatency
 from tidegate.routing.plan import Refusal
 from tidegate.routing.policy import route
 
-TARGET_SHARE = 0.5
 WHY = "asked at the node itself"
 
 

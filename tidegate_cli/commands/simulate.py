@@ -23,7 +23,9 @@ class SimulateCommand:
         parser.add_argument("--rate", type=float, help="requests per second on average; default as recorded")
         parser.add_argument("--limit", type=int, help="only the first so many requests")
         parser.add_argument("--max-tokens", type=int, help="what requests ask for at most; default 1024")
-        parser.add_argument("--target-share", type=float, help="share that must meet the budget; default 0.5")
+        parser.add_argument(
+            "--target-share", type=float, help="share that must meet the budget; default: the gateway's"
+        )
         parser.add_argument("--warm-up", type=int, help="requests per node that are not counted; default 200")
         parser.add_argument("--json", action="store_true", help="machine-readable")
         parser.add_argument("--plot", help="a picture of the comparison (needs the extra `report`)")

@@ -8,6 +8,7 @@ import pytest
 
 from serving.node.local_route import local_route
 from tidegate.routing.domain import (
+    TARGET_SHARE,
     Announcement,
     AttemptKey,
     Budget,
@@ -57,6 +58,22 @@ def test_a_budget_that_cannot_be_met_is_refused_or_at_risk() -> None:
     assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "BUDGET_UNMEETABLE")
     loose = replace(tight, budget=Budget(ttft_ms=5000.0), on_miss=OnMiss.REJECT)
     assert not local_route(loose, WORK, ANNOUNCEMENT, NodeLoad(), Tier.EDGE).at_risk
+
+
+def test_a_budget_without_a_share_is_judged_by_the_share_that_gateways_take() -> None:
+    """1,100 ms are met more often than not where 1,000 are predicted, but not four times of five."""
+    budget = Budget(ttft_ms=1100.0)
+    risks = [
+        local_route(
+            replace(REQUEST, budget=replace(budget, target_share=share)),
+            WORK,
+            ANNOUNCEMENT,
+            NodeLoad(),
+            Tier.EDGE,
+        ).at_risk
+        for share in (0.5, TARGET_SHARE, None)
+    ]
+    assert risks == [False, True, True]
 
 
 def test_a_quality_level_is_nothing_a_single_node_can_promise() -> None:
