@@ -71,6 +71,13 @@ class LlamaCppSection(Section):
         default=True,
         description="Compute with fewer threads while that is faster: when others take cores, or heat does",
     )
+    max_tpot_ms: float = Field(
+        default=200.0,
+        ge=0,
+        description="Longest time per output token, in ms: while a token of each answer takes longer, as "
+        "others use the processor or heat slows it, fewer sequences run at once; one always does, and none "
+        "is cut. 200 is the pace of reading; 0 never",
+    )
     tune_after_s: float = Field(
         default=20.0,
         ge=0,

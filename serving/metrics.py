@@ -34,6 +34,7 @@ class NodeMetrics(Collector):
             "draining": ("1 when the node finishes and takes no more", known.draining),
             "running_sequences": ("Sequences being computed", known.running),
             "queued_sequences": ("Sequences waiting for a slot", known.queued),
+            "usable_slots": ("Sequences that run at once at present", known.usable_slots),
             "pending_prefill_tokens": (
                 "Uncached prompt tokens waiting or in prefill",
                 known.pending_prefill_tokens,

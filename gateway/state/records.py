@@ -143,6 +143,7 @@ def encode_node(record: NodeRecord) -> str:
             "running": load.running,
             "queued": load.queued,
             "draining": load.draining,
+            "usable_slots": load.usable_slots,
             "wake_ms": load.wake_ms,
             "trouble": load.trouble,
             "power": None if load.power is None else astuple(load.power),
@@ -183,7 +184,8 @@ def decode_node(text: str) -> NodeRecord:
             queued=_count(data["queued"]),
             draining=data["draining"] is True,
             trouble=_text(data.get("trouble", "")),
-            # A replica of the former version does not write these two.
+            # A replica of the former version does not write these.
+            usable_slots=_count(data.get("usable_slots", 0)),
             wake_ms=_number(data.get("wake_ms", 0.0)),
             power=None if data.get("power") is None else _power(data["power"]),
         )

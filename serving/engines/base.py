@@ -47,6 +47,8 @@ class EngineLoad:
 
     An engine that has unloaded its model is ready all the same: `wake_ms` is how long loading it would take.
     `trouble` says to people why it is not ready, where it knows; `pinned_tokens` are held for good.
+    `usable_slots` is how many sequences run at once at present, 0 for all slots; `running` may be more for as
+    long as earlier ones run.
     """
 
     ready: bool
@@ -60,6 +62,7 @@ class EngineLoad:
     wake_ms: float = 0.0
     trouble: str = ""
     pinned_tokens: int = 0
+    usable_slots: int = 0
 
 
 class EngineRefused(Exception):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from serving.engines.base import Engine, EngineInfo, EngineRefused
+from serving.engines.base import Engine, EngineInfo, EngineLoad, EngineRefused
 from serving.node.fence import FenceTable
 from serving.node.naming import NodeIdentityLike
 from tidegate.link.seam import NodeListener, WorkRefused
@@ -183,6 +183,7 @@ class NodeRuntime:
             wake_ms=load.wake_ms,
             trouble=load.trouble or ("the engine has ended for good" if self._engine_ended else ""),
             pinned_tokens=load.pinned_tokens,
+            usable_slots=self._usable_slots(load),
         )
 
     def cache_full(self) -> CacheDelta:
@@ -269,7 +270,10 @@ class NodeRuntime:
     def _is_fuller_than(self, most_ahead: int) -> bool:
         """No free slot, and more sequences than that."""
         load = self._engine.load()
-        return load.running >= self.info.slots and load.running + load.queued > most_ahead
+        return load.running >= self._usable_slots(load) and load.running + load.queued > most_ahead
+
+    def _usable_slots(self, load: EngineLoad) -> int:
+        return load.usable_slots or (self._info.slots if self._info is not None else 0)
 
     async def _consume(self) -> None:
         try:

@@ -143,6 +143,7 @@ def load_to_pb(load: NodeLoad) -> node_pb2.Heartbeat:
         wake_ms=load.wake_ms,
         trouble=load.trouble,
         pinned_tokens=load.pinned_tokens,
+        usable_slots=load.usable_slots,
     )
 
 
@@ -162,6 +163,7 @@ def load_from_pb(pb: node_pb2.Heartbeat) -> NodeLoad:
         wake_ms=wire.sane(pb.wake_ms, MAX_WAKE_MS),
         trouble=_one_line(pb.trouble),
         pinned_tokens=max(0, pb.pinned_tokens),
+        usable_slots=min(max(0, pb.usable_slots), MAX_SEQUENCES),
     )
 
 

@@ -65,12 +65,11 @@ def has_room(choice: Choice, pick: Pick = Pick.ONLY) -> bool:
     The baselines know nothing of slots: for them a node has room until its own queue is full.
     """
     node = choice.node
-    announced, active = node.announcement, node.active
-    slots = announced.slots if announced.slots > 0 else 1
+    active, slots = node.active, node.slots
     if active < slots:
         return True
     if pick is Pick.BASELINE:
-        return active < slots + announced.queue_limit
+        return active < slots + node.announcement.queue_limit
     p = choice.prediction
     idle_share = node.rtt_ms / max(p.total_ms - p.queue_ms - p.network_ms, 1.0)
     return idle_share > IDLE_SHARE and active < slots + math.ceil(slots * min(idle_share, 1.0))
@@ -309,7 +308,7 @@ class AdmissionQueue:
         1 / (n + 1) of its time."""
         if self._pace_of(ticket, now_s) is not None:
             return self.wait_ms(ticket, plan, now_s)
-        p, slots = plan.first.prediction, max(plan.first.node.announcement.slots, 1)
+        p, slots = plan.first.prediction, plan.first.node.slots
         slot_ms = min(p.queue_ms, (idle(p).total_ms - p.network_ms) / (slots + 1))
         return slot_ms + _ahead_ms(ticket, plan, self._queue.ahead_tokens(ticket))
 
@@ -332,10 +331,9 @@ class AdmissionQueue:
 
 def _as_full(plan: Plan) -> Plan:
     """Others wait for the first choice already: it has no room for a newcomer, whatever it says."""
-    first = plan.first
-    announced = first.node.announcement
-    load = replace(first.node.load, queued=max(announced.slots, 1) + announced.queue_limit)
-    return replace(plan, choices=(first._replace(node=replace(first.node, load=load)), *plan.fallbacks))
+    first, node = plan.first, plan.first.node
+    load = replace(node.load, queued=node.slots + node.announcement.queue_limit)
+    return replace(plan, choices=(first._replace(node=replace(node, load=load)), *plan.fallbacks))
 
 
 def refused(
@@ -361,6 +359,5 @@ def _expected_rate(plan: Plan, tokens: float) -> float:
     per_ms = 0.0
     for choice in plan.choices:
         p = idle(choice.prediction)
-        slots = max(choice.node.announcement.slots, 1)
-        per_ms += slots * tokens / max(p.total_ms - p.network_ms, 1.0)
+        per_ms += choice.node.slots * tokens / max(p.total_ms - p.network_ms, 1.0)
     return 1000.0 * per_ms * plan.considered / len(plan.choices)

@@ -45,7 +45,7 @@ class Crowding:
         cheap = plan.cheap
         if not cheap:
             return
-        taken = sum(min(c.node.active / max(c.node.announcement.slots, 1), 1.0) for c in cheap) / len(cheap)
+        taken = sum(min(c.node.active / c.node.slots, 1.0) for c in cheap) / len(cheap)
         self._busy += NEWEST * (taken - self._busy)
         own_ms, limit_ms = min(c.prediction.own_prefill_ms for c in cheap), plan.query.budget.ttft_ms
         if limit_ms is None or own_ms <= limit_ms:

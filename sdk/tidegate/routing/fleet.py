@@ -28,6 +28,7 @@ from tidegate.routing.domain import (
     Variant,
     Work,
 )
+from tidegate.routing.domain.node import slots_now
 from tidegate.routing.prefix import BLOCK_BYTES
 from tidegate.routing.prefix_index import PrefixIndex
 
@@ -228,7 +229,7 @@ class Fleet:
         node = self._nodes.get(node_id)
         if node is not None:
             load = node.load
-            running = max(load.running, node.announcement.slots, 1)
+            running = max(load.running, slots_now(node.announcement, load))
             node.load = replace(load, running=running, queued=max(load.queued, queued))
             self._changed(node_id)
 

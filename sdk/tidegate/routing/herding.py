@@ -21,5 +21,4 @@ def most_ahead(plan: Plan) -> int | None:
     if not any(c.qualified or not first.qualified for c in plan.fallbacks):
         return None
     node = first.node
-    slots = max(node.announcement.slots, 1)
-    return max(node.active, slots) + max(1, round(SURPRISE_SHARE * slots)) - 1
+    return max(node.active, node.slots) + max(1, round(SURPRISE_SHARE * node.slots)) - 1

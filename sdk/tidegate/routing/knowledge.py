@@ -132,9 +132,7 @@ class Knowledge:
 
     def look_at(self, node: NodeState, curves: Curves) -> Outlook:
         """What any request may expect there, the rest is its own; `curves` are the node's report."""
-        load, sent, active, slots = node.load, node.in_flight, node.active, node.announcement.slots
-        if slots < 1:
-            slots = 1
+        load, sent, active, slots = node.load, node.in_flight, node.active, node.slots
         (
             of_alone, of_fresh, of_ahead, of_beside, of_one, of_more, of_slot, of_waiting, of_path, least,
             spare_tokens,

@@ -139,7 +139,7 @@ class LearnedLatency:
         kept = known.outlook
         if kept is not None and kept[0] is node and known.hears_its_class():
             return kept
-        known.outlook = kept = known.look_at(node, known.curves_of(node.speeds, max(announced.slots, 1)))
+        known.outlook = kept = known.look_at(node, known.curves_of(node.speeds, node.slots))
         return kept
 
     def _report(self, node_id: str, speeds: Speeds) -> Curves:

@@ -289,7 +289,7 @@ def _roomy(near: list[Choice], query: RouteQuery) -> list[Choice]:
 def _headroom(choice: Choice) -> int:
     """Free slots plus one: a full node stays possible, an empty one is likelier."""
     node = choice.node
-    return max(node.announcement.slots - node.active, 0) + 1
+    return max(node.slots - node.active, 0) + 1
 
 
 def _weighted_index(weights: Sequence[int], chance: float) -> int:

@@ -82,6 +82,8 @@ class Reporter:
             frame["speeds"] = speeds(self._meter)
         if self.tuning is not None and (change := self.tuning.take_change()) is not None:
             frame["threads"] = change
+        if self.tuning is not None and (fewer := self.tuning.take_slots()) is not None:
+            frame["slots"] = fewer
         self.send(frame)
 
 

@@ -59,7 +59,7 @@ class LlamaCppEngine:
         self._hung = False
         self._quarantined = False
         self._trouble = self._last_end = ""
-        self._threads = settings.threads
+        self._threads, self._usable_slots = settings.threads, settings.slots
         self._crashes = Crashes(
             longest_pause_s=settings.restart_backoff_max_s,
             quarantine_after=settings.quarantine_after,
@@ -197,7 +197,8 @@ class LlamaCppEngine:
         reported = self._ledger.reported
         _, unseen_prompt, unseen_answer = self._ledger.unseen_tokens()
         occupied = self._ledger.occupied
-        running = min(occupied, self._settings.slots)
+        # Right after there are fewer slots, more may still run.
+        running = min(occupied, max(self._usable_slots, reported.running))
         asleep = self._slumber.asleep
         age_ms = (self._clock() - self._last_progress) * 1000.0 if occupied and not asleep else 0.0
         return EngineLoad(
@@ -212,6 +213,7 @@ class LlamaCppEngine:
             wake_ms=self._slumber.wake_ms,
             trouble=self._trouble,
             pinned_tokens=reported.pinned_tokens,
+            usable_slots=self._usable_slots,
         )
 
     def _current_speeds(self) -> Speeds:
@@ -275,7 +277,7 @@ class LlamaCppEngine:
 
     def _take_over(self, child: ChildProcess, ready: Frame) -> None:
         self._child = child
-        self._threads = int(ready["threads"])
+        self._threads, self._usable_slots = int(ready["threads"]), self._settings.slots
         self._take_speeds(ready["speeds"])
         self._speeds_at -= ready["speeds_age_s"]
         free = self._settings.slots * int(ready["context_tokens"])
@@ -406,6 +408,10 @@ class LlamaCppEngine:
         if "threads" in frame:
             self._threads, why = int(frame["threads"][0]), str(frame["threads"][1])
             _LOG.info("computing with %d threads: %s", self._threads, why)
+        if "slots" in frame:
+            slots, why = int(frame["slots"][0]), str(frame["slots"][1])
+            self._usable_slots = min(max(1, slots), self._settings.slots)
+            _LOG.info("%d of %d slots are used: %s", self._usable_slots, self._settings.slots, why)
         if "speeds" in frame:
             self._take_speeds(frame["speeds"])
         outputs = []

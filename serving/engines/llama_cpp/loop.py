@@ -95,6 +95,8 @@ class DecodeLoop:
         self._stopping = False
         self._warmer: PinWarmer | None = None
         self._interrupter = StepInterrupter(context.interrupt, context.resume)
+        # Sequences that may run at once; those that run already go on where it is lowered.
+        self.usable_slots = config.slots
         # Told (decoded, prefilled, ms) between steps, where something adapts to them.
         self.after_step: Callable[[int, int, float], None] | None = None
         # Waits for work; something else may be done meanwhile.
@@ -215,7 +217,7 @@ class DecodeLoop:
     def _admit(self) -> list[Emission]:
         emissions: list[Emission] = []
         now_ms = self._now_ms()
-        while self._queue and self.cache.idle:
+        while self._queue and self.cache.idle and len(self._active) < self.usable_slots:
             waiting = self._queue.pop(now_ms)
             if waiting is None:
                 break

@@ -96,6 +96,7 @@ class ChildConfig:
     prefix_file_bytes: int = 0
     prefix_identity: str = ""
     pin_within_s: float = 60.0
+    max_tpot_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,11 @@ class LlamaCppSettings(BaseModel):
         description="How far apart prompt tokens may move two tokens of a running answer; a step of prompts "
         "may always take two passes over the weights, or 64 tokens of prompts that came with the answers.",
     )
+    max_tpot_ms: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Fewer sequences run at once while a token of each takes longer than this; 0 never.",
+    )
     kv_type: Literal["auto", "f16", "q8_0"] = Field(
         default="f16",
         description="q8_0 halves the memory of the cache and costs about 15 % of the speed; auto takes it "
@@ -206,6 +211,7 @@ class LlamaCppSettings(BaseModel):
             n_batch=self.step_tokens,
             prefill_chunk=self.prefill_chunk,
             step_guard_ms=self.step_guard_ms,
+            max_tpot_ms=self.max_tpot_ms,
             kv_type=self.kv_type,
             flash=self.uses_flash,
             chat_template=self.chat_template,

@@ -758,6 +758,7 @@ class Node(google.protobuf.message.Message):
     region: builtins.str
     health: global___NodeHealth.ValueType
     slots: builtins.int
+    """How many sequences run at once there at present."""
     running: builtins.int
     queued: builtins.int
     """Waiting there, or sent since its last heartbeat."""

@@ -223,6 +223,7 @@ class Heartbeat(google.protobuf.message.Message):
     WAKE_MS_FIELD_NUMBER: builtins.int
     TROUBLE_FIELD_NUMBER: builtins.int
     PINNED_TOKENS_FIELD_NUMBER: builtins.int
+    USABLE_SLOTS_FIELD_NUMBER: builtins.int
     running: builtins.int
     queued: builtins.int
     pending_prefill_tokens: builtins.int
@@ -244,6 +245,10 @@ class Heartbeat(google.protobuf.message.Message):
     """Why the engine takes no work, for people; empty when it does, or when nothing is known."""
     pinned_tokens: builtins.int
     """Tokens of pinned system prompts that are held for good."""
+    usable_slots: builtins.int
+    """How many sequences run at once at present; less than announced while steps would take too long, and then
+    more may run until they end. 0 takes what was announced.
+    """
     @property
     def speeds(self) -> tidegate.common.v1.common_pb2.Speeds: ...
     @property
@@ -267,9 +272,10 @@ class Heartbeat(google.protobuf.message.Message):
         wake_ms: builtins.float = ...,
         trouble: builtins.str = ...,
         pinned_tokens: builtins.int = ...,
+        usable_slots: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["power", b"power", "speeds", b"speeds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "pinned_tokens", b"pinned_tokens", "power", b"power", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds", "trouble", b"trouble", "wake_ms", b"wake_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "free_cache_tokens", b"free_cache_tokens", "last_work_seq", b"last_work_seq", "pending_decode_tokens", b"pending_decode_tokens", "pending_prefill_tokens", b"pending_prefill_tokens", "pinned_tokens", b"pinned_tokens", "power", b"power", "progress_age_ms", b"progress_age_ms", "queued", b"queued", "ready", b"ready", "running", b"running", "speeds", b"speeds", "trouble", b"trouble", "usable_slots", b"usable_slots", "wake_ms", b"wake_ms"]) -> None: ...
 
 global___Heartbeat = Heartbeat
 

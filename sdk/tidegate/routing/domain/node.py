@@ -101,6 +101,7 @@ class NodeLoad:
 
     `wake_ms` is how long its model would take to be loaded for work that comes now; 0 where it is.
     `trouble` says to people why the engine takes no work; `pinned_tokens` of prompts are held for good.
+    `usable_slots` is how many sequences run at once at present, 0 where these are as many as announced.
     """
 
     running: int = 0
@@ -117,6 +118,7 @@ class NodeLoad:
     wake_ms: float = 0.0
     trouble: str = ""
     pinned_tokens: int = 0
+    usable_slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +155,26 @@ class InFlight:
     decode_tokens: int = 0
 
 
+def slots_now(announcement: Announcement, load: NodeLoad) -> int:
+    """How many sequences run there at once, at least 1."""
+    announced, usable = announcement.slots, load.usable_slots
+    slots = usable if 0 < usable < announced else announced
+    return slots if slots > 0 else 1
+
+
 @lru_cache(1024)
 def _per_slot(requests: int, slots: int) -> float:
     """Nodes as busy share the number, so that who compares thousands of nodes finds it in the cache."""
-    return requests / (slots if slots > 0 else 1)
+    return requests / slots
 
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
     """One node inside a snapshot.
 
-    `prefix_blocks` holds the names of warm prefix blocks. `active` are the requests there, those just sent
-    included, and `busy` as many of them as there are to a slot, one more while the model is not loaded: both
-    are read of many nodes in every decision.
+    `prefix_blocks` holds the names of warm prefix blocks. `slots` is how many sequences run there at once at
+    present, `active` are the requests there, those just sent included, and `busy` as many of them as there
+    are to a slot, one more while the model is not loaded: all are read of many nodes in every decision.
     """
 
     announcement: Announcement
@@ -176,11 +185,13 @@ class NodeState:
     linked_here: bool = True
     in_flight: InFlight = InFlight()
     prefix_blocks: frozenset[bytes] = frozenset()
+    slots: int = field(init=False, repr=False, compare=False)
     active: int = field(init=False, repr=False, compare=False)
     busy: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        load, slots = self.load, self.announcement.slots
+        load, slots = self.load, slots_now(self.announcement, self.load)
+        object.__setattr__(self, "slots", slots)
         active = load.running + load.queued + self.in_flight.requests
         object.__setattr__(self, "active", active)
         object.__setattr__(self, "busy", _per_slot(active + (slots if load.wake_ms else 0), slots))

@@ -257,6 +257,22 @@ async def test_nobody_is_sent_away_for_how_long_running_answers_might_get() -> N
     assert not tally.refused
 
 
+async def test_a_node_with_fewer_slots_than_announced_gets_no_more_and_nothing_is_lost() -> None:
+    rig, slots = rig_with(n1=EDGE)
+    rig.fleet.heartbeat("n1", NodeLoad(running=0, usable_slots=1))
+    tally = Tally()
+    tasks = [asyncio.create_task(tally.one(rig, ask(f"r-{n}", max_tokens=TOKENS))) for n in range(6)]
+    await asyncio.sleep(0.1)
+    assert (len(slots.works), len(rig.line)) == (1, 5)
+    # More slots again: what waited goes at once.
+    rig.fleet.heartbeat("n1", NodeLoad(running=1, last_work_seq=1, usable_slots=SLOTS))
+    await asyncio.sleep(0.1)
+    assert (len(slots.works), len(rig.line)) == (SLOTS, 6 - SLOTS)
+    await asyncio.gather(*tasks)
+    assert not tally.refused
+    assert len(slots.works) == 6
+
+
 async def test_a_hard_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
     rig, _ = rig_with(n1=EDGE)
     rig.fleet.heartbeat("n1", NodeLoad(running=4, pending_decode_tokens=4000))

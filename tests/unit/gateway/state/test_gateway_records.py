@@ -53,6 +53,7 @@ states = st.builds(
         running=st.integers(0, 99),
         queued=st.integers(0, 99),
         draining=st.booleans(),
+        usable_slots=st.integers(0, 99),
         trouble=st.sampled_from(["", "quarantine: it ended"]),
         wake_ms=numbers,
         power=st.none()

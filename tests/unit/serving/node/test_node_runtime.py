@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from node_helpers import DIGEST, IDENTITY, INPUT, SETTINGS, Listener, Node, work
 
+from serving.engines.base import EngineLoad
 from serving.engines.oracle import OracleEngine, oracle_text
 from serving.node import NodeRuntime
 from tidegate.link.seam import NodeService, WorkRefused
@@ -22,6 +23,15 @@ def refusal(service: NodeService, listener: Listener, refused_work: Work) -> Cau
     with pytest.raises(WorkRefused) as refused:
         service.submit(listener, refused_work)
     return refused.value.failure.cause
+
+
+class ShrinkingEngine(OracleEngine):
+    """Says how many sequences it runs at once at present."""
+
+    usable_slots = 0
+
+    def load(self) -> EngineLoad:
+        return replace(super().load(), usable_slots=self.usable_slots)
 
 
 async def test_it_announces_its_engine_under_its_own_name() -> None:
@@ -89,6 +99,21 @@ async def test_work_whose_sender_is_wrong_about_the_queue_is_bounced() -> None:
         await asyncio.sleep(0.1)
         assert refusal(node.runtime, mine, unsure) is Cause.OVERLOADED
         node.runtime.submit(mine, replace(unsure, most_ahead=3))
+
+
+async def test_a_node_with_fewer_slots_says_so_and_bounces_by_what_it_has() -> None:
+    node, engine = Node(), ShrinkingEngine(SETTINGS)
+    node.runtime = NodeRuntime(engine, IDENTITY)
+    async with node:
+        mine, unsure = node.listener(), replace(work("u"), most_ahead=0)
+        assert node.runtime.load().usable_slots == node.runtime.info.slots == 2
+        node.runtime.submit(mine, work("a"))
+        await asyncio.sleep(0.1)
+        engine.usable_slots = 1
+        assert node.runtime.load().usable_slots == 1
+        assert refusal(node.runtime, mine, unsure) is Cause.OVERLOADED
+        engine.usable_slots = 2
+        node.runtime.submit(mine, unsure)
 
 
 # --- fencing ---

@@ -198,6 +198,7 @@ async def test_admin_routes(tmp_path: Path) -> None:
             text = await scraped.text()
     assert "\ntidegate_node_ready 1.0\n" in text
     assert "\ntidegate_node_prefill_tokens_per_second 2000.0\n" in text
+    assert f"\ntidegate_node_usable_slots {node.runtime.info.slots}.0\n" in text
     assert "\nprocess_resident_memory_bytes " in text
 
 

@@ -137,6 +137,7 @@ loads = st.builds(
     wake_ms=wakes,
     trouble=st.sampled_from(["", "quarantine: it ended"]),
     pinned_tokens=counts,
+    usable_slots=st.integers(0, codec.MAX_SEQUENCES),
 )
 
 
