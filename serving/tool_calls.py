@@ -7,6 +7,7 @@ with the brace of a bare call at its beginning.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -27,7 +28,17 @@ _SPACE, _BETWEEN = re.compile(r"\s*"), re.compile(r"[ \t\r\n;,]*")
 _MAX_HEAD = 1024
 # Without it the next thing is no call. "<|tool_call|>" opens a list that nothing closes, or a call that is.
 _MUST_CLOSE = ("<tool_call>", "<function=")
-_DECODER = json.JSONDecoder()
+
+
+def _finite(number: str) -> float:
+    """Raises ValueError for what JSON cannot say, or what would be written as that: NaN, Infinity, 1e999."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def calls_in(text: str) -> list[tuple[str, Any]]:

@@ -67,6 +67,8 @@ TEXTS = [
     '{"name": "nothing", "arguments": {}}',
     '{"name": "weather", "arguments": {}} and so on',
     '{"name": "weather", "arguments": {}}; {"name": "clo',
+    '{"name": "weather", "arguments": {"city": NaN}}',
+    '[TOOL_CALLS]weather[ARGS]{"city": 1e999}',
     "[TOOL_CALLS]",
     "[TOOL_CALLS] [",
     '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Oslo"}}',
