@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,10 +18,24 @@ from engine_contract import EngineContract, Recorder
 from serving.engine_settings import EngineSettings, build_engine
 from serving.engines.base import EngineRefused, EngineUnavailable
 from serving.engines.llama_server import LlamaServerEngine
+from serving.engines.llama_server.process import ServerProcess
 from serving.settings import SettingsError
 from tidegate.routing.domain import Cause, Failure, FinishReason
 
 CONTRACT = EngineContract()
+
+
+async def test_a_start_without_file_descriptors_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "pipe", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        await ServerProcess.spawn(lambda _: ["true"], memory_limit_bytes=0, helpers=True, echo=False)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,11 @@ class ServerProcess:
         With `echo` the server's words go to standard error, else nowhere.
         """
         scratch = await asyncio.to_thread(Scratch.make)
-        exposed, theirs = os.pipe()
+        try:
+            exposed, theirs = os.pipe()
+        except OSError:
+            scratch.remove()
+            raise
         try:
             _require_short(scratch.path / _SOCKET)
             seal = Seal(os.getpid(), theirs, memory_limit_bytes, helpers)
