@@ -55,8 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         say(line)
     if options.gpu_layers:
         return 0
-    one, many = (curves.fastest_threads(found, size) for size in (1, max(options.sizes)))
-    say(f"\nfastest here: {one} for one sequence, {many} for {max(options.sizes)} (engine.llama_cpp.threads)")
+    most = max(size for curve in found.curves for size, _ in curve.decode)
+    one, many = (curves.fastest_threads(found, size) for size in (1, most))
+    say(f"\nfastest here: {one} for one sequence, {many} for {most} (engine.llama_cpp.threads)")
     say(f"a daemon that sets no threads takes {best_threads(found.curves)}")
     if found.hardware != curves.hardware():
         say(f"not counted: this device is {curves.hardware()}")

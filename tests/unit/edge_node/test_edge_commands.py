@@ -139,12 +139,12 @@ def test_bench_shows_what_was_kept_in_the_state_folder(
     monkeypatch.setenv("TIDEGATE_EDGE__STATE_DIR", str(tmp_path))
     assert main(["bench", "bundled", "--show"]) == 1
     assert "was not measured here" in capsys.readouterr().err
-    curve = Curve(1, ((16, 300.0),), ((1, 90.0), (8, 30.0)))
+    curve = Curve(1, ((16, 300.0),), ((1, 90.0), (4, 30.0)))
     save(Bench("m", file_digest(bundled_model()), "cpu", "2026-01-02", (curve,)), tmp_path / "bench")
     assert main(["bench", "bundled", "--show"]) == 0
     text = capsys.readouterr().out
-    assert "decode, 8 at once         240.0" in text
-    assert "fastest here: 1 for one sequence, 1 for 8" in text
+    assert "decode, 4 at once         120.0" in text
+    assert "fastest here: 1 for one sequence, 1 for 4 " in text
 
 
 def test_wrong_settings_are_told_with_the_exit_code_of_usage(
