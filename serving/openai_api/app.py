@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from serving.openai_api.answer import Answer, StreamedAnswer, collect, running
 from serving.openai_api.backend import Authenticator, Caller, GenerateBackend, ModelCard
@@ -193,11 +194,19 @@ def build_routes(
     app.router.add_get("/v1/models/{name:.+}", front.model)
 
 
+_CLIENTS_FAULTS = (HttpProcessingError, web.RequestPayloadError)
+
+
 class _NoMessages(logging.Filter):
-    """Keeps exceptions' messages out of aiohttp's log lines: a parser quotes the bytes it failed on."""
+    """Keeps exceptions' messages out of aiohttp's log lines: a parser quotes the bytes it failed on.
+
+    Bytes that are no request are no error of the server's, though aiohttp logs them as one.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and record.exc_info[1] is not None:
+            if isinstance(record.exc_info[1], _CLIENTS_FAULTS):
+                record.levelno, record.levelname = logging.INFO, "INFO"
             record.msg = f"{record.getMessage()}: {failure_place(record.exc_info[1])}"
             record.args = ()
             record.exc_info = None
