@@ -136,7 +136,7 @@ class Embedder:
         for number, each in enumerate(tokens):
             if not 0 < len(each) <= self._limit:
                 detail = f"input {number} has {len(each)} tokens, the limit is 1 to {self._limit}"
-                cause = Cause.CONTEXT_LENGTH if each else Cause.INVALID_INPUT
+                cause = Cause.CONTEXT_LENGTH if len(each) else Cause.INVALID_INPUT
                 self._send(_failed(sid, cause, detail))
                 return
         if self._context is None:
