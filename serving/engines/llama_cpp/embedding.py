@@ -124,6 +124,8 @@ class Embedder:
                 self._work(sid, texts)
             except NativeError as error:
                 self._send(_failed(sid, Cause.INTERNAL, str(error)))
+            except Exception:  # noqa: BLE001 - a defect must not end this thread, and all embedding with it
+                self._send(_failed(sid, Cause.INTERNAL, "the texts could not be embedded"))
             finally:
                 with self._lock:
                     self._open.discard(sid)

@@ -31,13 +31,31 @@ print(json.dumps([done.get(timeout=10.0).failure.cause.value for _ in (1, 2)]))
 """
 
 
-def test_a_defect_with_one_input_is_that_input_s_alone() -> None:
+EMBEDDING_CHILD = """
+import json, queue
+from types import SimpleNamespace
+from serving.engines.llama_cpp.embedding import Embedder
+
+done = queue.Queue()
+config = SimpleNamespace(pooling="mean", embedding_tokens=512)
+embedder = Embedder(SimpleNamespace(context_train=512), config, done.put)
+embedder.start()
+for sid in (1, 2):
+    embedder.put(sid, ["x"])
+print(json.dumps([done.get(timeout=10.0)["cause"] for _ in (1, 2)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("child", "cause"), [(CHILD, "invalid_input"), (EMBEDDING_CHILD, "internal")], ids=["prompts", "texts"]
+)
+def test_a_defect_with_one_input_is_that_input_s_alone(child: str, cause: str) -> None:
     # The model has no tokenizer at all: every input meets an error that nobody expected.
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60.0, check=False
+    ended = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, text=True, timeout=60.0, check=False
     )
-    assert child.returncode == 0, child.stderr
-    assert json.loads(child.stdout) == ["invalid_input", "invalid_input"]
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == [cause, cause]
 
 
 @pytest.mark.parametrize("allowed", [False, True])
