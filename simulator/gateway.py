@@ -135,7 +135,7 @@ class Gateway:
             excluded=tried,
             elapsed_ms=(self._now() - arrival.at_s) * 1000,
             margins=self.margins.of(alike),
-            longest_ms=self.crowding.longest_ms,
+            longest_ms=self.crowding.longest_ms(alike.model),
         )
         return self._policy.route(self.view.snapshot(), query, self.model, self._rng, self._quality)
 

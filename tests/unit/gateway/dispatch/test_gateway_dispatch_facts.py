@@ -424,3 +424,15 @@ async def test_a_route_that_is_told_is_audited_where_the_class_limits_anything(
     assert (route.node_id, rig.tried, decision_ms) == ("n1", [], 0.0)
     lines = [(r.request_id, r.decision, r.node) for r in caplog.records if r.name == "gateway.audit"]  # type: ignore[attr-defined]
     assert lines == [("r1", "told", "name-n1"), ("r3", "refused", "")]
+
+
+async def test_decisions_know_what_crowds_their_model_and_teach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(n1=[answer()], n2=[answer()])
+    limits = {"auto": 1e-3}
+    taught: list[tuple[str, str]] = []
+    monkeypatch.setattr(rig.facts.crowding, "longest_ms", limits.__getitem__)
+    monkeypatch.setattr(
+        rig.facts.crowding, "decided", lambda plan: taught.append((plan.query.model, plan.pick))
+    )
+    await rig.run(ask())
+    assert (rig.tried, taught) == (["n2"], [("auto", "crowded")])

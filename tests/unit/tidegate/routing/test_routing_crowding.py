@@ -6,9 +6,9 @@ import math
 from dataclasses import replace
 
 import pytest
-from routing_fixtures import always, cloud, fleet, node, query
+from routing_fixtures import LARGE, SMALL, always, cloud, fleet, node, query
 
-from tidegate.routing.crowding import WEIGHT, Crowding
+from tidegate.routing.crowding import MAX_MODELS, WEIGHT, Crowding
 from tidegate.routing.domain import Budget, NodeLoad, NodeState, RouteQuery, Snapshot, Tier
 from tidegate.routing.explain import record, why
 from tidegate.routing.latency import LearnedLatency
@@ -46,7 +46,7 @@ def seen(crowding: Crowding, running: int, *tokens: int, rounds: int = 300) -> C
 
 def test_a_long_prompt_leaves_busy_cheap_nodes_and_a_short_one_stays() -> None:
     nodes = fleet(busy(3), busy(3, "edge-1"), cloud())
-    longest_ms = seen(Crowding(), 3, SHORT, SHORT, SHORT, LONG).longest_ms
+    longest_ms = seen(Crowding(), 3, SHORT, SHORT, SHORT, LONG).longest_ms("auto")
     left = plan_of(nodes, asked(LONG, longest_ms=longest_ms))
     assert (left.first.node.binding.tier, left.pick) == (Tier.CLOUD, Pick.CROWDED)
     assert "leaves busy cheaper nodes to shorter prompts" in why(left)
@@ -62,7 +62,7 @@ def test_the_limit_is_the_mean_of_what_fits_by_the_share_of_taken_slots() -> Non
         plan_of(fleet(busy(3), cloud()), asked(tokens)).choices[0].prediction.own_prefill_ms
         for tokens in (SHORT, LONG)
     ]
-    learned = seen(Crowding(), 3, SHORT, LONG, rounds=2000).longest_ms
+    learned = seen(Crowding(), 3, SHORT, LONG, rounds=2000).longest_ms("auto")
     assert learned == pytest.approx(WEIGHT * (sum(own_ms) / 2) / 0.75, rel=0.02)
 
 
@@ -75,26 +75,49 @@ def test_cheap_nodes_teach_however_many_there_are() -> None:
     crowding = Crowding()
     for _ in range(300):
         crowding.decided(learned[0])
-    crowded_ms = crowding.longest_ms
+    crowded_ms = crowding.longest_ms("auto")
     assert crowded_ms < math.inf
     for _ in range(300):
         crowding.decided(learned[1])
-    assert crowding.longest_ms > 10 * crowded_ms
+    assert crowding.longest_ms("auto") > 10 * crowded_ms
+
+
+def test_models_are_kept_apart() -> None:
+    """Prompts of a slow model whose nodes are idle push nobody off the busy nodes of a fast one."""
+    slow, fast = (replace(SMALL, model=name, digest=name, aliases=()) for name in ("slow", "fast"))
+    large = tuple(replace(LARGE, model=v.model, digest=f"large-{v.model}", aliases=()) for v in (slow, fast))
+    idle = node("idle", variants=(slow,))
+    crowded = replace(busy(3, "crowded"), announcement=node("crowded", variants=(fast,)).announcement)
+    nodes, crowding = fleet(idle, crowded, cloud(variants=large)), Crowding()
+    for _ in range(300):
+        crowding.decided(plan_of(nodes, replace(asked(SHORT), model="fast")))
+    assert crowding.longest_ms("fast") < math.inf
+    longest_ms = crowding.longest_ms("slow")
+    plan = plan_of(nodes, replace(asked(LONG, longest_ms=longest_ms), model="slow"))
+    assert (plan.first.node.announcement.name, plan.pick) == ("idle", Pick.CHEAPEST)
+
+
+def test_no_more_models_are_remembered_than_a_replica_has_room_for() -> None:
+    crowding, plan = Crowding(), plan_of(fleet(busy(3), cloud()), asked(SHORT))
+    for number in range(MAX_MODELS + 1):
+        crowding.decided(replace(plan, query=replace(plan.query, model=f"m{number}")))
+    assert crowding.longest_ms("m0") == math.inf
+    assert crowding.longest_ms("m1") < math.inf
 
 
 def test_prompts_that_never_fit_there_count_for_nothing() -> None:
     tight = Budget(ttft_ms=500.0)
     crowding = seen(Crowding(), 3, SHORT)
-    before = crowding.longest_ms
+    before = crowding.longest_ms("auto")
     unfit = plan_of(fleet(busy(3), cloud()), asked(LONG, tight))
     for _ in range(300):
         crowding.decided(unfit)
-    assert crowding.longest_ms == pytest.approx(before, rel=0.1)
+    assert crowding.longest_ms("auto") == pytest.approx(before, rel=0.1)
 
 
 @pytest.mark.parametrize("running", [0, 4])
 def test_idle_nodes_take_any_prompt(running: int) -> None:
-    longest_ms = seen(Crowding(), running, SHORT, SHORT, SHORT, LONG).longest_ms
+    longest_ms = seen(Crowding(), running, SHORT, SHORT, SHORT, LONG).longest_ms("auto")
     assert (longest_ms == math.inf) is (running == 0)
 
 
@@ -111,8 +134,8 @@ def test_nothing_is_learned_where_all_cost_the_same_or_by_weight_0() -> None:
     alike = plan_of(fleet(busy(4), busy(4, "edge-1")), asked(LONG))
     for _ in range(300):
         crowding.decided(alike)
-    assert crowding.longest_ms == math.inf
-    assert seen(Crowding(0.0), 4, SHORT, LONG).longest_ms == math.inf
+    assert crowding.longest_ms("auto") == math.inf
+    assert seen(Crowding(0.0), 4, SHORT, LONG).longest_ms("auto") == math.inf
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
