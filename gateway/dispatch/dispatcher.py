@@ -293,12 +293,14 @@ class Dispatcher:
             excluded=tried,
             elapsed_ms=(self._clock() - run.arrived_s) * 1000,
             margins=self._facts.margins.of(run.query),
+            longest_ms=self._facts.crowding.longest_ms(run.query.model),
         )
         if len(run.resolved.targets) == 1:
-            return self._route_crowded(query)
+            return self._route_query(query)
         return first_that_serves(run.resolved, query, self._route_crowded)
 
     def _route_crowded(self, query: RouteQuery) -> Plan | Refusal:
+        """One of several targets: what is learned is kept by model."""
         return self._route_query(replace(query, longest_ms=self._facts.crowding.longest_ms(query.model)))
 
     def _route_query(self, query: RouteQuery) -> Plan | Refusal:

@@ -54,7 +54,7 @@ class Crowding:
         if not cheap:
             return
         means = self._of.get(query.model) or self._began(query.model)
-        taken = sum(min(c.node.active / max(c.node.announcement.slots, 1), 1.0) for c in cheap) / len(cheap)
+        taken = sum(min(c.node.active / c.node.slots, 1.0) for c in cheap) / len(cheap)
         means.busy += NEWEST * (taken - means.busy)
         own_ms, limit_ms = min(c.prediction.own_prefill_ms for c in cheap), query.budget.ttft_ms
         if limit_ms is None or own_ms <= limit_ms:

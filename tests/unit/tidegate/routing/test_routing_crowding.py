@@ -142,3 +142,16 @@ def test_nothing_is_learned_where_all_cost_the_same_or_by_weight_0() -> None:
 def test_a_weight_is_a_number_from_0(weight: float) -> None:
     with pytest.raises(ValueError, match="weight"):
         Crowding(weight)
+
+
+def test_slots_that_are_not_used_now_are_not_free() -> None:
+    def learned(usable: int) -> float:
+        load = NodeLoad(running=1, pending_decode_tokens=8, usable_slots=usable)
+        plan = plan_of(fleet(node(load=load), cloud()), asked(LONG))
+        crowding = Crowding()
+        for _ in range(300):
+            crowding.decided(plan)
+        return crowding.longest_ms(plan.query.model)
+
+    # One of two is twice as crowded as one of four.
+    assert learned(2) == pytest.approx(learned(0) / 2)
