@@ -78,6 +78,7 @@ class DecodeLoop:
             context,
             park_bytes=park_bytes,
             ms_per_token=lambda: 1000.0 / meter.prefill_tokens_per_s,
+            clock=clock,
         )
         self._starter = Starter(model, config, self.cache)
         self._queue: WaitQueue[Prepared] = WaitQueue(_QUEUE_LIMIT)

@@ -5,8 +5,8 @@ answer stalls: two tokens of it are up to `_GUARD` times as far apart as without
 the ones that wait are no reason to hold back: nobody's answer was running yet. When more sequences wait for
 their first token than were answering before, time is worth more to those who wait, and the guard widens in
 that proportion; so it does for a first token that would come too late for its deadline. `guard_ms` bounds it
-for the sake of running answers, but a step may always take two passes over the weights, and prompts that came
-together are computed 64 tokens at a time at least.
+for the sake of running answers, but a step may always take two passes over the weights, or as long as nobody
+notices, and prompts that came together are computed 64 tokens at a time at least.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ _GUARD = 2.4
 # A step of prompts may take so many passes over the weights: beside one answer, and with a model that is
 # large for its device, a pass takes as long as a step of answers; hardly more would compute a token or two.
 _PASSES = 2.0
+# Tokens that come no further apart than this come faster than anyone reads. Where a step of answers takes a few
+# milliseconds, as on a GPU, the guard would leave no time for a pass, and prompts would get on a token a step.
+_UNNOTICED_MS = 25.0
 _MAX_STEP_MS = 500.0
 _MIN_UNGUARDED_TOKENS = 64
 _LEARN = 0.25
@@ -95,6 +98,7 @@ class PrefillPlanner:
             return max(self._fitting(room_ms), min(_MIN_UNGUARDED_TOKENS, self._chunk_tokens))
         extra_ms = base_ms * (_GUARD - 1.0) * max(1.0, len(waiting) / elders)
         extra_ms = max(extra_ms, *(self._needed_ms(one, base_ms, now_ms) for one in waiting))
+        extra_ms = max(extra_ms, _UNNOTICED_MS - base_ms)
         return self._fitting(max(min(extra_ms, room_ms), _PASSES * pass_ms))
 
     def _needed_ms(self, one: Pending, base_ms: float, now_ms: float) -> float:

@@ -7,6 +7,7 @@ Tenants share nothing, so that none can learn from latency what another one aske
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,6 +24,7 @@ from serving.engines.llama_cpp.kv_state import (
     join_blocks,
     parse_state,
 )
+from serving.engines.llama_cpp.moving import MoveCost
 
 BLOCK_TOKENS = 16
 # Copying from elsewhere, or waiting for another sequence's prefill, is not worth it for less.
@@ -86,11 +88,18 @@ class PrefixCache:
     """The slots of one engine and at most `park_bytes` of parked blocks.
 
     With `park_bytes` 0 (states that cannot be cut, see kv_state) nothing is parked, and running sequences
-    share by copying whole slots. `ms_per_token` is what computing a prompt token costs now.
+    share by copying whole slots. `ms_per_token` is what computing a prompt token costs now: blocks are parked
+    and brought back only where that takes less time than it saves.
     """
 
     def __init__(
-        self, slots: int, memory: SlotMemory, *, park_bytes: int, ms_per_token: Callable[[], float]
+        self,
+        slots: int,
+        memory: SlotMemory,
+        *,
+        park_bytes: int,
+        ms_per_token: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slots = tuple(Slot(i) for i in range(slots))
         self.names = HeldNames()
@@ -99,6 +108,8 @@ class PrefixCache:
             self.tree = BlockTree(park_bytes, BLOCK_TOKENS, self.names)
         self._memory = memory
         self._ms_per_token = ms_per_token
+        self._clock = clock
+        self._saving, self._restoring = MoveCost(), MoveCost()
         self._uses = 0
 
     @property
@@ -170,7 +181,7 @@ class PrefixCache:
         """What idle slots hold is parked, too, as far as there is room."""
         for slot in self.slots:
             if not slot.busy:
-                self._vacate(slot, 0)
+                self._vacate(slot, 0, always=True)
 
     def forget_slots(self) -> None:
         """What idle slots held is lost; parked blocks are not."""
@@ -183,7 +194,7 @@ class PrefixCache:
         """Parks what an idle slot holds for each tenant and keeps it for good; how many tokens that are."""
         if self.tree is None:
             return 0
-        self._park(slot, slot.filled)
+        self._park(slot, slot.filled, always=True)
         tree, tokens = self.tree, slot.tokens[: slot.filled]
         blocks = [node.block for node in tree.match(slot.tenant, tokens) if node.block is not None]
         cost_ms = self._ms_per_token() * BLOCK_TOKENS
@@ -230,7 +241,20 @@ class PrefixCache:
         parked = len(self.tree.match(tenant, wanted)) * BLOCK_TOKENS
         source = max(self.slots, key=lambda s: s.holds(wanted, tenant) if s is not target else -1)
         held = source.holds(wanted, tenant) // BLOCK_TOKENS * BLOCK_TOKENS if source is not target else 0
-        return (source, held) if held > parked else (None, parked)
+        have = target.holds(wanted, tenant)
+        if held > parked and self._sharing_pays(source.filled, held, have):
+            return source, held
+        if parked > have and not self._restoring.pays(parked, self._gain_ms(parked - have)):
+            self._restoring.refused()
+            return None, 0
+        return None, parked
+
+    def _gain_ms(self, tokens: int) -> float:
+        return self._ms_per_token() * tokens
+
+    def _sharing_pays(self, saved: int, brought: int, have: int) -> bool:
+        """Whether parking `saved` tokens of one slot, to bring them to another, costs less than computing."""
+        return self._restoring.pays(brought, self._gain_ms(brought - have) - self._saving.expected_ms(saved))
 
     def _lease(self, slot: Slot) -> Lease:
         """With the computing slot that will hold most of the prompt and does not yet, if there is one."""
@@ -239,7 +263,9 @@ class PrefixCache:
             if other is slot or not other.busy or other.waiting or other.tenant != slot.tenant:
                 continue
             common = common_prefix(other.tokens, slot.tokens[:-1])
-            if common > shared and other.filled < common:
+            if common <= shared or other.filled >= common:
+                continue
+            if self.tree is None or self._sharing_pays(len(other.tokens), common, slot.filled):
                 leader, shared = other, common
         slot.waiting = leader is not None
         return Lease(slot, slot.filled, leader, shared if leader is not None else 0)
@@ -251,7 +277,7 @@ class PrefixCache:
                 self._memory.copy(source.index, slot.index)
             return len(wanted)
         if source is not None:
-            self._park(source, len(wanted))
+            self._park(source, len(wanted), always=True)
         cost_ms = self._ms_per_token() * BLOCK_TOKENS
         self.tree.hit(self.tree.match(tenant, wanted), cost_ms)
         if not slot.busy:
@@ -262,17 +288,27 @@ class PrefixCache:
         count = len(blocks) * BLOCK_TOKENS
         if count <= have:
             return have
-        return count if self._memory.restore(slot.index, join_blocks(blocks)) else 0
+        began_s = self._clock()
+        restored = self._memory.restore(slot.index, join_blocks(blocks))
+        self._restoring.observe(count, self._clock() - began_s)
+        return count if restored else 0
 
-    def _vacate(self, slot: Slot, keep: int) -> None:
-        """Parks what the slot holds beyond `keep` tokens, if that is worth it."""
+    def _vacate(self, slot: Slot, keep: int, *, always: bool = False) -> None:
+        """Parks what the slot holds beyond `keep` tokens, if that is worth it or `always`."""
         if self.tree is not None and slot.filled - keep >= BLOCK_TOKENS:
-            self._park(slot, slot.filled)
+            self._park(slot, slot.filled, always=always)
 
-    def _park(self, slot: Slot, length: int) -> None:
+    def _park(self, slot: Slot, length: int, *, always: bool = False) -> None:
+        """Where saving the slot is worth it, or `always`; blocks that are parked already count as used."""
         assert self.tree is not None
         source = _Source(self._memory, slot.index)
-        cost_ms = self._ms_per_token() * BLOCK_TOKENS
+        cost_ms = self._gain_ms(BLOCK_TOKENS)
+        known = len(self.tree.match(slot.tenant, slot.tokens[:length])) * BLOCK_TOKENS
+        fresh = length // BLOCK_TOKENS * BLOCK_TOKENS - known
+        if fresh > 0 and not always and not self._saving.pays(slot.filled, self._gain_ms(fresh)):
+            self._saving.refused()
+            length = known
+        began_s = self._clock()
         try:
             self.tree.park(
                 slot.tenant,
@@ -285,6 +321,8 @@ class PrefixCache:
         except NotCuttable:
             # Its cells lie out of order: the rest is computed again when it is needed.
             return
+        if source.saved:
+            self._saving.observe(slot.filled, self._clock() - began_s)
 
     def _name(self, slot: Slot, names: NamedPositions, held: int) -> None:
         kept = tuple(pair for pair in names if pair[1] <= held)
@@ -300,6 +338,10 @@ class _Source:
         self._memory = memory
         self._sequence = sequence
         self._saved: SavedState | None = None
+
+    @property
+    def saved(self) -> bool:
+        return self._saved is not None
 
     def cut(self, start: int, end: int) -> KvBlock:
         if self._saved is None:

@@ -37,9 +37,13 @@ def block(values: Tokens, layout: StateLayout = LAYOUT) -> KvBlock:
 
 
 class FakeMemory:
-    """What SlotMemory asks for, over lists of tokens."""
+    """What SlotMemory asks for, over lists of tokens; `move_ms` a token pass for saving and restoring."""
 
-    def __init__(self, slots: int, *, cuttable: bool = True, layout: StateLayout = LAYOUT) -> None:
+    def __init__(
+        self, slots: int, *, cuttable: bool = True, layout: StateLayout = LAYOUT, move_ms: float = 0.0
+    ) -> None:
+        self.move_ms = move_ms
+        self.now_ms = 0.0
         self.rows: list[Tokens] = [EMPTY] * slots
         self.layout = layout
         self.cuttable = cuttable
@@ -61,6 +65,7 @@ class FakeMemory:
 
     def save(self, sequence: int) -> Bytes:
         self.saves += 1
+        self.now_ms += self.move_ms * len(self.rows[sequence])
         state = join_blocks([block(self.rows[sequence], self.layout)])
         return state if self.cuttable else state[:-1]
 
@@ -69,6 +74,7 @@ class FakeMemory:
             self.rows[sequence] = EMPTY
             return False
         saved = parse_state(state)
+        self.now_ms += self.move_ms * saved.tokens
         self.rows[sequence] = np.frombuffer(saved.cut(0, saved.tokens).keys[1].tobytes(), "<i4")
         return True
 

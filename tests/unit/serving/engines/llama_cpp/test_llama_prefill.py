@@ -120,6 +120,17 @@ def test_a_model_that_is_slow_for_its_device_still_computes_prompts_in_chunks() 
     assert step_ms <= 65.0 + 1.1 * 130.0
 
 
+def test_on_a_fast_device_prompts_are_computed_while_nobody_notices() -> None:
+    """As on a GPU: a step takes 2 ms, a prompt's pass more than the guard of such a step, tokens hardly more."""
+    meter = SpeedMeter(28_000.0, {1: 1.6, 4: 2.2})
+    plan = PrefillPlanner(meter, chunk_tokens=256, batch_tokens=512, guard_ms=200.0)
+    tokens, apart_ms = settle(plan, 4, [pending(1, 2000)], 2.2, lambda n: 3.5 + 0.05 * n)
+    assert tokens >= 128
+    assert apart_ms <= 25.0 * 1.1
+    # Where steps take longer than that by themselves the guard is what counts.
+    assert settle(planner(), 4, [pending(1)], 24.0)[1] <= 2.5 * 24.0
+
+
 def test_order_is_priority_then_arrival_but_short_ones_pass() -> None:
     plan = planner()
     assert plan.allowance([], [pending(1), pending(2, priority=1)], 0.0) == {2: 256}

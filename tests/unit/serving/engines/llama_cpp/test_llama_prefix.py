@@ -15,12 +15,19 @@ TOKEN_BYTES = 24
 
 
 class Rig:
-    """A cache over fake memory, with sequences that compute their prompts at once."""
+    """A cache over fake memory, with sequences that compute their prompts at once.
 
-    def __init__(self, slots: int, parked_tokens: int = 0) -> None:
-        self.memory = FakeMemory(slots)
+    Computing takes 1 ms a token, saving and restoring `move_ms`.
+    """
+
+    def __init__(self, slots: int, parked_tokens: int = 0, *, move_ms: float = 0.0) -> None:
+        self.memory = FakeMemory(slots, move_ms=move_ms)
         self.cache = PrefixCache(
-            slots, self.memory, park_bytes=parked_tokens * TOKEN_BYTES, ms_per_token=lambda: 1.0
+            slots,
+            self.memory,
+            park_bytes=parked_tokens * TOKEN_BYTES,
+            ms_per_token=lambda: 1.0,
+            clock=lambda: self.memory.now_ms / 1000.0,
         )
 
     def begin(
@@ -259,3 +266,45 @@ def test_what_public_work_began_stays_public_when_other_work_goes_on_with_it() -
     assert sorted(node.key for node in bench.cache.tree.public()) == sorted(
         shared[at : at + 16].tobytes() for at in (0, 16, 32)
     )
+
+
+def slots_that_move(move_ms: float) -> tuple[Rig, list[int]]:
+    """What six prompts in one slot find, every other one with the same beginning."""
+    rig = Rig(1, 1000, move_ms=move_ms)
+    first = text(1, 160)
+    prompts = (first, joined(first, text(2, 20)), text(3, 160), joined(first, text(4, 20)), text(3, 160))
+    prompts += (joined(first, text(5, 20)),)
+    return rig, [rig.run(prompt)[1] for prompt in prompts]
+
+
+def test_states_are_moved_where_that_costs_less_than_computing() -> None:
+    assert slots_that_move(0.1)[1] == [0, 160, 0, 160, 144, 160]
+
+
+def test_states_are_not_moved_where_computing_costs_less() -> None:
+    rig, cached = slots_that_move(3.0)
+    # What lies in the slot is gone on with; one move each way is tried, to know what it costs.
+    assert cached == [0, 160, 0, 160, 0, 0]
+    assert rig.memory.saves == 1
+
+
+def test_what_is_kept_for_good_or_for_later_is_saved_at_any_cost() -> None:
+    rig, _ = slots_that_move(3.0)
+    rig.cache.park_idle()
+    assert rig.memory.saves == 2
+    fresh = text(9, 64)
+    rig.run(fresh)
+    assert rig.cache.pin(rig.cache.slots[0], ["t"]) == 64
+
+
+@pytest.mark.parametrize(("move_ms", "waits"), [(0.1, True), (3.0, False)])
+def test_nobody_waits_for_another_ones_prefix_that_would_be_dearer_to_bring(
+    move_ms: float, waits: bool
+) -> None:
+    rig, shared = Rig(2, 1000, move_ms=move_ms), text(1, 160)
+    for seed in (7, 8, 9, 7):
+        # Two slots and three prompts: one is parked, and brought back.
+        rig.run(text(seed, 160))
+    leader = rig.begin(joined(shared, text(4, 8)), compute=16)
+    follower = rig.cache.take(joined(shared, text(5, 8)), "t", ())
+    assert (follower.leader is leader.slot) == waits
