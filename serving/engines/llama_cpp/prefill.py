@@ -20,8 +20,8 @@ _GUARD = 2.4
 # A step of prompts may take so many passes over the weights: beside one answer, and with a model that is
 # large for its device, a pass takes as long as a step of answers; hardly more would compute a token or two.
 _PASSES = 2.0
-# Tokens that come no further apart than this come faster than anyone reads. Where a step of answers takes a few
-# milliseconds, as on a GPU, the guard would leave no time for a pass, and prompts would get on a token a step.
+# Tokens that come no further apart than this come faster than anyone reads. Where a step of answers takes a
+# few milliseconds, as on a GPU, the guard would leave no time for a pass: prompts got on a token a step.
 _UNNOTICED_MS = 25.0
 _MAX_STEP_MS = 500.0
 _MIN_UNGUARDED_TOKENS = 64
