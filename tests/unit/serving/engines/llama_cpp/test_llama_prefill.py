@@ -121,7 +121,7 @@ def test_a_model_that_is_slow_for_its_device_still_computes_prompts_in_chunks() 
 
 
 def test_on_a_fast_device_prompts_are_computed_while_nobody_notices() -> None:
-    """As on a GPU: a step takes 2 ms, a prompt's pass more than the guard of such a step, tokens hardly more."""
+    """As on a GPU: a step takes 2 ms, a pass for prompts more than its guard, their tokens hardly more."""
     meter = SpeedMeter(28_000.0, {1: 1.6, 4: 2.2})
     plan = PrefillPlanner(meter, chunk_tokens=256, batch_tokens=512, guard_ms=200.0)
     tokens, apart_ms = settle(plan, 4, [pending(1, 2000)], 2.2, lambda n: 3.5 + 0.05 * n)
