@@ -78,7 +78,8 @@ class DecodeLoop:
             context,
             park_bytes=park_bytes,
             ms_per_token=lambda: 1000.0 / meter.prefill_tokens_per_s,
-            clock=clock,
+            # Where all memory is one, moves are as good as free: what is parked pays when it is used twice.
+            clock=clock if config.n_gpu_layers != 0 else lambda: 0.0,
         )
         self._starter = Starter(model, config, self.cache)
         self._queue: WaitQueue[Prepared] = WaitQueue(_QUEUE_LIMIT)
