@@ -89,7 +89,8 @@ class PrefixCache:
 
     With `park_bytes` 0 (states that cannot be cut, see kv_state) nothing is parked, and running sequences
     share by copying whole slots. `ms_per_token` is what computing a prompt token costs now: blocks are parked
-    and brought back only where that takes less time than it saves.
+    and brought back only where that takes less time than it saves. `clock` times that, in seconds; by one
+    that stands still it is free.
     """
 
     def __init__(
