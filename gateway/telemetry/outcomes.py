@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 VERSION = 1
-Source = Literal["feedback", "pair", "escalation"]
+Source = Literal["feedback", "pair"]
 
 
 @dataclass(frozen=True, slots=True)
