@@ -66,7 +66,7 @@ class Intake:
             request.data_class, client.class_floor, self._sessions.data_class(session) if session else ""
         )
         engine_input = _engine_input(request)
-        resolved = levels.names.resolve(request.model, session or request.request_id)
+        resolved = levels.names.resolve(request.model, request.request_id, session)
         share = request.budget.target_share
         analysis, fit_tokens = self._analyze(request)
         query = RouteQuery(

@@ -20,6 +20,10 @@ from tidegate.routing.certify import Seen
 Key = tuple[str, str]
 # By tenant, request, and the variant of a pair ("": the answer that was given).
 Verdicts = dict[tuple[str, str, str], bool]
+# Of a pair the logged propensity, the chance of its copy, is not used. It would weigh pairs against requests
+# that had no copy, and these are not in this sequence: the pair itself is what was sampled, apart from any
+# answer, and every pair is looked at. (Whether a drawn copy also ran depends on the load, so its true chance
+# is not known.)
 _ALL_DRAWN: dict[str, Any] = {"propensity": 1.0, "drawn": True}
 
 

@@ -1,8 +1,10 @@
 """Model names of the operator: ordered fallbacks, canaries and shadows behind one name.
 
 A canary takes a share of a name's traffic to another model, and keeps a session on its side. A shadow gets a
-copy of a share of the requests; its answer is thrown away. Both are drawn by a hash of name and session (of
-the request, where there is none), so every replica draws alike.
+copy of a share of the requests; its answer is thrown away. Both are drawn by a hash, so every replica draws
+alike: a canary by name and session (the request, where there is none), a shadow by name and request. Pairs
+are evidence (docs/complexity.md), and the turns of one conversation, copied all or none, would be much less
+of it than they are counted for.
 """
 
 from __future__ import annotations
@@ -71,16 +73,16 @@ class ModelNames:
         )
         return (*self._names.values(), *others)
 
-    def resolve(self, asked: str, who: str) -> Resolved:
-        """`who` is the session, or the request where it has none."""
+    def resolve(self, asked: str, request: str, session: str = "") -> Resolved:
+        """`request` is the request's id, `session` what its turns have in common, "" for none."""
         model = self._aliases.get(asked, asked) or "auto"
         name = self._names.get(model)
         if name is None:
             return Resolved((model,), name=asked if model != asked and asked else "")
         shadow, share = "", 0.0
-        if name.shadow is not None and lot("shadow", name.name, who) < name.shadow.share:
+        if name.shadow is not None and lot("shadow", name.name, request) < name.shadow.share:
             shadow, share = name.shadow.model, name.shadow.share
-        if name.canary is not None and lot("canary", name.name, who) < name.canary.share:
+        if name.canary is not None and lot("canary", name.name, session or request) < name.canary.share:
             others = tuple(t for t in name.targets if t != name.canary.model)
             return Resolved((name.canary.model, *others), shadow, asked, True, share)
         return Resolved(name.targets, shadow, asked, shadow_share=share)

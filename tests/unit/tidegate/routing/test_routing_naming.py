@@ -80,6 +80,16 @@ def test_a_canary_gets_its_share_and_keeps_its_sessions() -> None:
     assert model_of(decide("trial", nodes[1], who=who)) == "smol"
 
 
+def test_a_session_keeps_its_side_of_a_canary_while_each_turn_is_drawn_for_a_shadow() -> None:
+    turns = [[NAMES.resolve("trial", f"s{s}.r{n}", f"s{s}") for n in range(20)] for s in range(300)]
+    assert all(len({turn.is_canary for turn in session}) == 1 for session in turns)
+    copies = [sum(turn.shadow == "big" for turn in session) for session in turns]
+    assert 500 <= sum(copies) <= 700
+    # Drawn by the session, each would have none or all: of 20 independent draws none hit in 12 % of sessions.
+    assert 0.05 <= sum(count == 0 for count in copies) / len(copies) <= 0.2
+    assert max(copies) < 10
+
+
 def test_shadows_are_drawn_apart_from_canaries() -> None:
     drawn = [NAMES.resolve("trial", f"s{n}") for n in range(4000)]
     shadowed = [r for r in drawn if r.shadow == "big"]
