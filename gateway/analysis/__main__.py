@@ -1,6 +1,7 @@
 """`python -m gateway.analysis [--model DIR]`: JSON lines through the complexity model.
 
 Reads {"prompt": ...} from standard input, writes {"p_small_ok": ..., "difficulty": ..., "ms": ...}.
+Exit code: 0 done, 1 where a line could not be used or the model cannot be.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    judge_lines(model, sys.stdin.buffer, sys.stdout, time.perf_counter)
+    failed = judge_lines(model, sys.stdin.buffer, sys.stdout, time.perf_counter)
+    if failed:
+        sys.stderr.write(f"tidegate complexity: lines that could not be used: {failed}\n")
+        return 1
     return 0
 
 

@@ -16,16 +16,18 @@ from gateway.analysis.difficulty import DifficultyModel
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
-def judge_lines(model: DifficultyModel, source: IO[bytes], out: IO[str], clock: Callable[[], float]) -> None:
-    """Reads until the end of `source`; `clock` returns seconds."""
-    number = 0
+def judge_lines(model: DifficultyModel, source: IO[bytes], out: IO[str], clock: Callable[[], float]) -> int:
+    """Reads until the end of `source` and returns how many lines failed; `clock` returns seconds."""
+    number = failed = 0
     while line := source.readline(MAX_LINE_BYTES + 1):
         number += 1
         result = _too_long(line, source) or _judged(model, line, clock)
         if "error" in result:
             result["line"] = number
+            failed += 1
         out.write(json.dumps(result) + "\n")
         out.flush()
+    return failed
 
 
 def _too_long(line: bytes, source: IO[bytes]) -> dict[str, Any] | None:

@@ -56,6 +56,11 @@ def test_lines_are_answered_as_they_come_and_a_bad_model_is_one_sentence() -> No
             assert "p_small_ok" in json.loads(process.stdout.readline())
         process.stdin.close()
         assert process.wait(10) == 0
+    bad = b'{"prompt": "Hi"}\nno json\n[1]\n'
+    partly = subprocess.run(command, input=bad, capture_output=True, timeout=20, check=False)
+    assert ["error" in json.loads(line) for line in partly.stdout.splitlines()] == [False, True, True]
+    assert partly.returncode == 1
+    assert partly.stderr == b"tidegate complexity: lines that could not be used: 2\n"
     failed = subprocess.run([*command, "--model", "/nowhere"], capture_output=True, timeout=20, check=False)
     assert failed.returncode == 1
     assert failed.stderr.decode().count("\n") == 1
