@@ -59,6 +59,11 @@ class Analyzer:
         self._model = DifficultyModel(model_path)
         self._tenant_keys: OrderedDict[str, _TenantKey] = OrderedDict()
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the complexity model: the same model, the same difficulties."""
+        return self._model.fingerprint
+
     def analyze(self, request: GenerateRequest) -> Analysis:
         """Bounded work whatever the prompt's length; never raises for any text."""
         if request.prompt is not None:

@@ -7,6 +7,7 @@ Graph contract (metadata `tidegate.features` must name FEATURE_SET): inputs `wor
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from gateway.analysis.features import BUCKETS, DENSE_NAMES, buckets_of, capped, 
 PRIOR_PATH = Path(__file__).with_name("prior.onnx")
 FEATURE_SET = f"words-v2:{BUCKETS}:{len(DENSE_NAMES)}"
 MAX_MODEL_BYTES = 2 * 1024 * 1024
+FINGERPRINT_CHARS = 16
 _OUTPUTS = ["difficulty", "p_small_ok"]
 
 
@@ -44,7 +46,10 @@ class DifficultyModel:
         self._path = path or PRIOR_PATH
         if self._path.is_dir():
             self._path /= "model.onnx"
-        self._session = _load(self._path)
+        data = _read(self._path)
+        # Whose difficulties these are: what is certified up to one of them holds for this model alone.
+        self.fingerprint = hashlib.sha256(data).hexdigest()[:FINGERPRINT_CHARS]
+        self._session = _load(self._path, data)
         features = self._session.get_modelmeta().custom_metadata_map.get("tidegate.features", "")
         if features != FEATURE_SET:
             raise ModelUnusable(
@@ -77,13 +82,17 @@ def _share(value: float, otherwise: float) -> float:
     return min(max(float(value), 0.0), 1.0) if math.isfinite(value) else otherwise
 
 
-def _load(path: Path) -> ort.InferenceSession:
+def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelUnusable(f"{path}: {error.strerror or error}") from error
     if len(data) > MAX_MODEL_BYTES:
         raise ModelUnusable(f"{path}: {len(data)} bytes, at most {MAX_MODEL_BYTES} are allowed")
+    return data
+
+
+def _load(path: Path, data: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.analysis import Analyzer
 from gateway.app import wiring
 from gateway.dispatch import Dispatcher
 from gateway.dispatch.admission import Admission
@@ -78,7 +79,8 @@ class GatewayApp:
         self._sessions = Sessions(secret + b"sessions", stricter=self._classes.stricter)
         self._latency = LearnedLatency()
         self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
-        self._outcomes = wiring.outcomes(settings)
+        analyzer = wiring.analyzer(settings, secret)
+        self._outcomes = wiring.outcomes(settings, analyzer.fingerprint, self._best)
         self._certificates = Certificates(settings.quality.certificates)
         self._store = wiring.store(settings)
         self._sync = StoreSync(
@@ -101,7 +103,7 @@ class GatewayApp:
             heartbeat_s=settings.link.heartbeat_s,
             on_new_boot=self._latency.forget,
         )
-        self.dispatcher = self._dispatcher(secret)
+        self.dispatcher = self._dispatcher(secret, analyzer)
         servicer = GatewayServicer(
             self.dispatcher,
             self.fleet,
@@ -114,7 +116,11 @@ class GatewayApp:
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _dispatcher(self, secret: bytes) -> Dispatcher:
+    def _best(self) -> str:
+        """Digest of the best variant now, which all others are measured against."""
+        return RankedQuality(self.fleet.snapshot(), self.settings.quality.order).best
+
+    def _dispatcher(self, secret: bytes, analyzer: Analyzer) -> Dispatcher:
         s, clock = self.settings, time.monotonic
         request_log = RequestLog()
         self._facts = Facts(
@@ -140,7 +146,7 @@ class GatewayApp:
         return Dispatcher(
             fleet=self.fleet,
             upstream=self.registry,
-            intake=Intake(wiring.analyzer(s, secret), self._sessions, classes, wiring.levels(s), clock),
+            intake=Intake(analyzer, self._sessions, classes, wiring.levels(s), clock),
             sessions=self._sessions,
             classes=classes,
             policy=policy_named(s.routing.policy),

@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -165,8 +166,11 @@ def dispatch_options(settings: GatewaySettings) -> DispatchOptions:
     )
 
 
-def outcomes(settings: GatewaySettings) -> Outcomes:
-    """What is kept of answers. Raises SettingsError where the log cannot be."""
+def outcomes(settings: GatewaySettings, complexity: str, best: Callable[[], str]) -> Outcomes:
+    """What is kept of answers, each with the fingerprint of the complexity model and the best variant then.
+
+    Raises SettingsError where the log cannot be.
+    """
     quality = settings.quality
     if quality.outcome_log is None:
         return Outcomes()
@@ -175,7 +179,15 @@ def outcomes(settings: GatewaySettings) -> Outcomes:
     except OSError as error:
         raise SettingsError(f"quality.outcome_log: {error}") from None
     rates = Rates("verdicts", quality.verdicts_per_minute, time.monotonic)
-    return Outcomes(writer, share=quality.drawn_share, wall_clock=time.time, rng=random.random, rates=rates)
+    return Outcomes(
+        writer,
+        share=quality.drawn_share,
+        wall_clock=time.time,
+        rng=random.random,
+        rates=rates,
+        complexity=complexity,
+        best=best,
+    )
 
 
 def analyzer(settings: GatewaySettings, secret: bytes) -> Analyzer:

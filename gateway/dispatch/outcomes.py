@@ -26,7 +26,8 @@ class Outcomes:
     """Draws with the same chance for every answer, whatever the prompt, so that the drawn ones speak for all.
 
     Without a writer nothing is drawn or kept, and verdicts are refused. `wall_clock` gives seconds since
-    1970, `rng` numbers in [0, 1), `rates` bounds the verdicts of each key."""
+    1970, `rng` numbers in [0, 1), `rates` bounds the verdicts of each key. `complexity` is the fingerprint of
+    the complexity model, `best` gives the digest of the best variant."""
 
     def __init__(
         self,
@@ -36,12 +37,16 @@ class Outcomes:
         wall_clock: Callable[[], float] = lambda: 0.0,
         rng: Callable[[], float] = lambda: 1.0,
         rates: Rates | None = None,
+        complexity: str = "",
+        best: Callable[[], str] = lambda: "",
     ) -> None:
         self._writer = writer
         self._share = share
         self._wall_clock = wall_clock
         self._rng = rng
         self._rates = rates
+        self._complexity = complexity
+        self._best = best
 
     def close(self) -> None:
         if self._writer is not None:
@@ -64,6 +69,8 @@ class Outcomes:
                 data_class=run.data_class,
                 propensity=self._share,
                 drawn=drawn,
+                complexity=self._complexity,
+                best=self._best(),
             )
         )
         return drawn
@@ -89,6 +96,8 @@ class Outcomes:
                 propensity=run.resolved.shadow_share,
                 paired_with=other.variant.digest,
                 against_best=is_best(other.variant) and not is_best(judged.variant),
+                complexity=self._complexity,
+                best=self._best(),
             )
         )
 

@@ -20,7 +20,11 @@ Source = Literal["feedback", "pair"]
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRow:
-    """One answered request. `at_s` is seconds since 1970. `drawn` means that a verdict is wanted."""
+    """One answered request. `at_s` is seconds since 1970. `drawn` means that a verdict is wanted.
+
+    `complexity` is the fingerprint of the model that judged the difficulty, `best` the digest of the best
+    variant then: what a verdict on this answer is about.
+    """
 
     request: str
     tenant: str
@@ -32,6 +36,8 @@ class OutcomeRow:
     data_class: str
     propensity: float
     drawn: bool
+    complexity: str
+    best: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class PairRow:
     propensity: float
     paired_with: str
     against_best: bool
+    complexity: str
+    best: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,11 @@ class OutcomeLog:
 
     def write(self, row: Row) -> None:
         kind = _KINDS[type(row)]
-        fields = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}
+        # A small share would be another one when rounded, or 0.
+        fields = {
+            k: round(v, 4) if isinstance(v, float) and k != "propensity" else v
+            for k, v in asdict(row).items()
+        }
         line = json.dumps({"v": VERSION, "kind": kind, **fields}, separators=(",", ":"))
         record = logging.LogRecord("outcomes", logging.INFO, "", 0, line, None, None)
         self._handler.handle(record)

@@ -91,6 +91,12 @@ class RankedQuality:
         """Whether no variant of the snapshot is known to be better."""
         return self.ability(variant) >= max(self._ability.values(), default=WORST_ABILITY)
 
+    @cached_property
+    def best(self) -> str:
+        """Digest of the best variant, of several that are alike the first of these; "" without any."""
+        variants = {v.digest: v for group in self._snapshot.groups for v in group.kind.variants}
+        return min((digest for digest, v in variants.items() if self.is_best(v)), default="")
+
 
 class Certificate(NamedTuple):
     """Proven for one variant: up to this difficulty at most `worse_share` of all answers are worse."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from zlib import crc32
@@ -155,3 +156,13 @@ def test_a_missing_file_and_a_model_of_other_features_are_refused(tmp_path: Path
     path.write_bytes(PRIOR_PATH.read_bytes().replace(b"words-v2", b"words-v0"))
     with pytest.raises(ModelUnusable, match="words-v0"):
         DifficultyModel(path)
+
+
+def test_another_model_has_another_fingerprint(model: DifficultyModel, tmp_path: Path) -> None:
+    prior = PRIOR_PATH.read_bytes()
+    (tmp_path / "model.onnx").write_bytes(prior)
+    assert DifficultyModel(tmp_path).fingerprint == model.fingerprint
+    assert model.fingerprint == hashlib.sha256(prior).hexdigest()[:16]
+    # A description appended to the file: computes the same, and nobody could know that it does.
+    (tmp_path / "model.onnx").write_bytes(prior + b"\x32\x01x")
+    assert DifficultyModel(tmp_path).fingerprint != model.fingerprint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from gateway.dispatch import Levels
 from gateway.dispatch.caller import Client
 from gateway.dispatch.outcomes import Outcomes
 from gateway.dispatch.rates import Rates
-from gateway.state.certificates import Certificates
 from gateway.telemetry import OutcomeLog, OutcomeRow, PairRow, VerdictRow
 from tidegate.routing.domain import Code, Finished, NodeLoad, ServeError
 from tidegate.routing.naming import ModelName, ModelNames, Portion
@@ -37,7 +35,11 @@ class Kept:
 
 async def test_answers_are_kept_and_drawn_by_chance_alone() -> None:
     kept, chances = Kept(), iter([0.3, 0.01])
-    rig = Rig(n1=[answer(), answer()], outcomes=Outcomes(kept, share=0.02, rng=lambda: next(chances)))
+    best = iter(["d-one", "d-other"])
+    outcomes = Outcomes(
+        kept, share=0.02, rng=lambda: next(chances), complexity="model", best=lambda: next(best)
+    )
+    rig = Rig(n1=[answer(), answer()], outcomes=outcomes)
     wanted = []
     for name in ("r1", "r2"):
         *_, last = await rig.run(ask(name))
@@ -50,6 +52,7 @@ async def test_answers_are_kept_and_drawn_by_chance_alone() -> None:
     assert isinstance(second, OutcomeRow)
     assert (first.drawn, second.drawn, second.propensity, second.difficulty) == (False, True, 0.02, 0.5)
     assert (second.request, second.tier, second.data_class) == ("r2", "edge", "public")
+    assert (first.complexity, first.best, second.best) == ("model", "d-one", "d-other")
     assert verdict == VerdictRow("r2", "t", 0.0, True, "feedback")
 
 
@@ -83,7 +86,14 @@ async def test_of_a_pair_the_one_that_is_not_the_best_is_to_be_judged(
     large = replace(VARIANT, model="tide-7b", digest="e" * 64, aliases=(), perplexity=None)
     digests = {"tide-1b": VARIANT.digest, "tide-7b": large.digest}
     names = ModelNames([ModelName("name", ("tide-1b",), shadow=Portion("tide-7b", 0.5))])
-    outcomes = Outcomes(kept, share=1.0, rng=lambda: 0.5, wall_clock=lambda: 7.0)
+    outcomes = Outcomes(
+        kept,
+        share=1.0,
+        rng=lambda: 0.5,
+        wall_clock=lambda: 7.0,
+        complexity="model",
+        best=lambda: digests[other],
+    )
     rig = Rig(
         levels=Levels(names=names), outcomes=outcomes, order=order, n1=[answer()] * 9, n2=[answer()] * 9
     )
@@ -99,6 +109,7 @@ async def test_of_a_pair_the_one_that_is_not_the_best_is_to_be_judged(
         assert (pair.variant, pair.paired_with) == (digests[judged], digests[other])
         assert (pair.model, pair.propensity, pair.against_best) == (judged, 0.5, against_best)
         assert (pair.at_s, pair.difficulty, pair.data_class) == (7.0, 0.5, "internal")
+        assert (pair.complexity, pair.best) == ("model", digests[other])
     rig.dispatcher.feedback(pairs[0].request, Client("t"), worse=True, variant=pairs[0].variant)
     assert kept.rows[-1] == VerdictRow(pairs[0].request, "t", 7.0, True, "pair", pairs[0].variant)
 
@@ -123,7 +134,9 @@ def test_verdicts_come_no_faster_than_each_key_may() -> None:
 
 
 def row(request: str) -> OutcomeRow:
-    return OutcomeRow(request, "t", 1.0, 0.123456, "d1", "m", "edge", "public", 0.02, True)
+    return OutcomeRow(
+        request, "t", 1.0, 0.123456, "d1", "m", "edge", "public", 0.000_04, True, "model", "d-best"
+    )
 
 
 def test_the_log_is_rotated_and_a_full_disk_costs_lines_only(tmp_path: Path) -> None:
@@ -134,6 +147,9 @@ def test_the_log_is_rotated_and_a_full_disk_costs_lines_only(tmp_path: Path) -> 
     log.write(VerdictRow("r19", "t", 2.0, False, "feedback"))
     log.close()
     assert sorted(p.name for p in path.parent.iterdir()) == [f"outcomes.jsonl{s}" for s in ("", ".1", ".2")]
+    first = json.loads((path.parent / "outcomes.jsonl.2").read_text().splitlines()[0])
+    assert (first["difficulty"], first["propensity"]) == (0.1235, 0.000_04)
+    assert (first["complexity"], first["best"]) == ("model", "d-best")
     assert all(p.stat().st_size <= 600 for p in path.parent.iterdir())
     last = json.loads(path.read_text().splitlines()[-1])
     assert last == {
@@ -148,26 +164,3 @@ def test_the_log_is_rotated_and_a_full_disk_costs_lines_only(tmp_path: Path) -> 
     full.write(row("lost"))
     assert full.lost == 1
     full.close()
-
-
-def test_certificates_come_into_force_and_go(tmp_path: Path) -> None:
-    certificates = Certificates(tmp_path)
-    assert certificates.by_variant == {}
-    path = tmp_path / "current.json"
-
-    def put(text: str) -> None:
-        draft = tmp_path / "draft"
-        draft.write_text(text)
-        os.replace(draft, path)
-        certificates.refresh()
-
-    put(json.dumps({"variants": {"d1": {"threshold": 0.4, "worse_share": 0.02}, "d2": {"threshold": None}}}))
-    assert {d: c.threshold for d, c in certificates.by_variant.items()} == {"d1": 0.4}
-    for bad in ("no json", "[]", '{"variants": {"d1": {"threshold": 7, "worse_share": 0.02}}}'):
-        put(bad)
-        assert certificates.by_variant == {}
-    put(json.dumps({"variants": {"d1": {"threshold": 0.4, "worse_share": 0.02}}}))
-    assert "d1" in certificates.by_variant
-    path.unlink()
-    certificates.refresh()
-    assert certificates.by_variant == {}
