@@ -4,17 +4,23 @@ With pairs, a request whose copy was answered too teaches of the variant that is
 and nothing else: counted once more by its own draw it would be two bets on one outcome. Whether a copy ran
 does not depend on any answer, so of pairs all are looked at. Without a verdict one counts as worse, as any
 silence does.
+
+Only answers of one basis count together, the newest one in the log: of another complexity model difficulties
+mean something else, beside another best variant verdicts do.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tidegate.routing.certificates import Basis
 from tidegate.routing.certify import Seen
 
 Key = tuple[str, str]
@@ -42,21 +48,42 @@ class VariantLog:
 
 
 @dataclass(slots=True)
-class Log:
-    """What the files hold. `unusable` counts lines that are none of ours, `pairs` those that count."""
+class Part:
+    """The answers of one basis. `pairs` counts those that are of pairs."""
 
-    variants: dict[str, VariantLog]
+    variants: dict[str, VariantLog] = field(default_factory=dict)
+    newest_s: float = -math.inf
     answers: int = 0
+    pairs: int = 0
+
+
+@dataclass(slots=True)
+class Log:
+    """What the files hold. `unusable` counts lines that are none of ours; of answers that could be used,
+    `too_young` counts those that may still get a verdict, `no_basis` those whose line does not say what they
+    were measured by, `other_basis` those of another basis than `basis`, whose answers `part` holds."""
+
+    basis: Basis | None = None
+    part: Part = field(default_factory=Part)
     verdicts: int = 0
     too_young: int = 0
+    no_basis: int = 0
+    other_basis: int = 0
     unusable: int = 0
-    pairs: int = 0
+
+
+class _Answer(NamedTuple):
+    seen: Seen
+    at_s: float
+    variant: str
+    is_silent: bool
+    basis: Basis | None
 
 
 def with_rotated(path: Path) -> list[Path]:
     """The rotated files of a log, oldest first, then the log itself."""
     rotated = sorted(
-        (p for p in path.parent.glob(f"{path.name}.*") if p.suffix[1:].isdigit()),
+        (p for p in path.parent.glob(f"{escape(path.name)}.*") if p.suffix[1:].isdecimal()),
         key=lambda p: -int(p.suffix[1:]),
     )
     return [*rotated, path]
@@ -68,8 +95,10 @@ def read(paths: Iterable[Path], until_s: float, *, pairs: bool = False) -> Log:
 
     Raises OSError for a file that cannot be read.
     """
-    files = [file for path in paths for file in with_rotated(path)]
-    log = Log(variants={})
+    # Each file once, whatever a shell made of "outcomes.jsonl*": what counts twice is a bet too many.
+    files = list(dict.fromkeys(file.absolute() for path in paths for file in with_rotated(path)))
+    log = Log()
+    parts: dict[Basis, Part] = {}
     verdicts, labels = _verdicts(files, log)
     paired = _paired(files) if pairs else frozenset()
     for row in _rows(files):
@@ -78,18 +107,28 @@ def read(paths: Iterable[Path], until_s: float, *, pairs: bool = False) -> Log:
         is_pair = row["kind"] == "pair"
         if is_pair != (_key(row) in paired):
             continue
-        seen = _seen(row | _ALL_DRAWN if is_pair else row, verdicts, labels)
-        if seen is None:
+        answer = _answer(row | _ALL_DRAWN if is_pair else row, verdicts, labels)
+        if answer is None:
             log.unusable += 1
-        elif row["at_s"] > until_s:
+        elif answer.at_s > until_s:
             log.too_young += 1
+        elif answer.basis is None:
+            log.no_basis += 1
         else:
-            log.answers += 1
-            log.pairs += is_pair
-            digest = str(row["variant"])
-            variant = log.variants.setdefault(digest, VariantLog(digest, str(row.get("model", ""))))
-            variant.seen.append(seen[0])
-            variant.silent += seen[1]
+            part = parts.setdefault(answer.basis, Part())
+            part.newest_s = max(part.newest_s, answer.at_s)
+            part.answers += 1
+            part.pairs += is_pair
+            variant = part.variants.setdefault(
+                answer.variant, VariantLog(answer.variant, str(row.get("model", "")))
+            )
+            variant.seen.append(answer.seen)
+            variant.silent += answer.is_silent
+    if parts:
+        # Replicas' logs are read one after the other: the last line need not be the newest one.
+        log.basis = max(parts, key=lambda basis: parts[basis].newest_s)
+        log.part = parts[log.basis]
+        log.other_basis = sum(part.answers for part in parts.values()) - log.part.answers
     return log
 
 
@@ -124,25 +163,41 @@ def _paired(files: Iterable[Path]) -> frozenset[Key]:
     )
 
 
-def _seen(row: dict[str, Any], verdicts: Verdicts, labels: Counter[Key]) -> tuple[Seen, bool] | None:
-    """One answer, and whether its verdict is missing; None for a row that cannot be used."""
-    try:
-        difficulty, propensity, drawn = float(row["difficulty"]), float(row["propensity"]), row["drawn"]
-        float(row["at_s"])
-        row["variant"]
-    except (KeyError, TypeError, ValueError):
+def _answer(row: dict[str, Any], verdicts: Verdicts, labels: Counter[Key]) -> _Answer | None:
+    """None for a row that cannot be used."""
+    difficulty, propensity = _number(row.get("difficulty")), _number(row.get("propensity"))
+    at_s, drawn, digest = _number(row.get("at_s")), row.get("drawn"), row.get("variant")
+    if not (0.0 <= difficulty <= 1.0 and 0.0 < propensity <= 1.0 and math.isfinite(at_s)):
         return None
-    if not (0.0 <= difficulty <= 1.0 and 0.0 < propensity <= 1.0 and isinstance(drawn, bool)):
+    if not (isinstance(drawn, bool) and isinstance(digest, str) and digest):
         return None
     if not drawn:
-        return Seen(difficulty, propensity), False
+        return _Answer(Seen(difficulty, propensity), at_s, digest, False, _basis(row))
     key = _key(row)
-    variant = str(row["variant"]) if row.get("kind") == "pair" else ""
+    variant = digest if row.get("kind") == "pair" else ""
     worse = verdicts.get((*key, variant))
     if worse is None and labels[_label(key)] == 1:
         # Over HTTP a caller knows its request's label, not the number behind it.
         worse = verdicts.get((*_label(key), variant))
-    return Seen(difficulty, propensity, 1.0 if worse is None else float(worse)), worse is None
+    seen = Seen(difficulty, propensity, 1.0 if worse is None else float(worse))
+    return _Answer(seen, at_s, digest, worse is None, _basis(row))
+
+
+def _basis(row: dict[str, Any]) -> Basis | None:
+    complexity, best = row.get("complexity"), row.get("best")
+    if isinstance(complexity, str) and isinstance(best, str) and complexity and best:
+        return Basis(complexity, best)
+    return None
+
+
+def _number(value: object) -> float:
+    """NaN for what is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _key(row: dict[str, Any]) -> Key:
@@ -160,6 +215,6 @@ def _rows(files: Iterable[Path]) -> Iterator[dict[str, Any] | None]:
             for line in lines:
                 try:
                     value = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     value = None
                 yield value if isinstance(value, dict) else None

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tidegate.routing.certificates import Certified, parse
 from tidegate_cli.stack import ChildFailed
 
 IN_FORCE = "current.json"
 
 
 class NoVersion(ChildFailed):
-    """There is no such version; the message is one line."""
+    """There is no such version, or its file is none; the message is one line."""
+
+
+class Version(NamedTuple):
+    """One list of certificates. `facts` is all that its file says, `certified` what gateways take of it."""
+
+    number: int
+    facts: dict[str, Any]
+    certified: Certified
 
 
 class Versions:
@@ -23,36 +32,40 @@ class Versions:
         self._folder = folder
 
     def numbers(self) -> list[int]:
-        return sorted(int(p.stem) for p in self._folder.glob("[0-9]*.json") if p.stem.isdigit())
+        return sorted(int(p.stem) for p in self._folder.glob("[0-9]*.json") if p.stem.isdecimal())
 
-    def in_force(self) -> int | None:
+    def in_force(self) -> Version | None:
+        """None where there is none that can be read."""
         try:
-            return int(json.loads((self._folder / IN_FORCE).read_text(encoding="utf-8"))["version"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found = _load(self._folder / IN_FORCE)
+        except (OSError, ValueError):
             return None
+        number = found.facts.get("version")
+        return found._replace(number=number) if type(number) is int else None
 
-    def read(self, number: int) -> dict[str, Any]:
+    def read(self, number: int) -> Version:
         """Raises NoVersion."""
+        path = self._folder / f"{number:04d}.json"
         try:
-            found: dict[str, Any] = json.loads(self._file(number).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return _load(path)._replace(number=number)
+        except OSError as error:
             raise NoVersion(f"{self._folder} has no version {number}") from error
-        return found
+        except ValueError as error:
+            raise NoVersion(f"{path} is no list of certificates: {error}") from error
 
     def add(self, certificates: dict[str, Any]) -> int:
         """Writes the next version and puts it in force. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         number = max(self.numbers(), default=0) + 1
-        self._write(self._file(number), {"version": number, **certificates})
+        self._write(self._folder / f"{number:04d}.json", {"version": number, **certificates})
         self.put_in_force(number)
         return number
 
-    def put_in_force(self, number: int) -> None:
+    def put_in_force(self, number: int) -> Version:
         """Raises NoVersion, OSError."""
-        self._write(self._folder / IN_FORCE, self.read(number))
-
-    def _file(self, number: int) -> Path:
-        return self._folder / f"{number:04d}.json"
+        found = self.read(number)
+        self._write(self._folder / IN_FORCE, {**found.facts, "version": number})
+        return found
 
     @staticmethod
     def _write(path: Path, value: dict[str, Any]) -> None:
@@ -63,3 +76,10 @@ class Versions:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+
+
+def _load(path: Path) -> Version:
+    """Raises OSError, ValueError."""
+    text = path.read_text(encoding="utf-8")
+    certified = parse(text)
+    return Version(0, json.loads(text), certified)
