@@ -81,7 +81,7 @@ class GatewayApp:
         self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
         analyzer = wiring.analyzer(settings, secret)
         self._outcomes = wiring.outcomes(settings, analyzer.fingerprint, self._best)
-        self._certificates = Certificates(settings.quality.certificates)
+        self._certificates = Certificates(settings.quality.certificates, analyzer.fingerprint, self._best)
         self._store = wiring.store(settings)
         self._sync = StoreSync(
             self._store,
@@ -163,7 +163,7 @@ class GatewayApp:
             resume_tokens=ResumeTokens(secret),
             outcomes=self._outcomes,
             quality_of=lambda snapshot: CertifiedQuality(
-                snapshot, self._certificates.by_variant, s.quality.order
+                snapshot, self._certificates.certified, s.quality.order
             ),
             ranked_of=lambda snapshot: RankedQuality(snapshot, s.quality.order),
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from tidegate.routing.quality import Certificate
+from tidegate.routing.certificates import NOTHING, Certified, parse
 
 log = logging.getLogger(__name__)
 
@@ -15,42 +14,72 @@ IN_FORCE = "current.json"
 
 
 class Certificates:
-    """`refresh()` looks for a newer file; what cannot be read certifies nobody."""
+    """`refresh()` looks for a newer file; one that cannot be read changes nothing, one that is gone certifies
+    nobody.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    `complexity` is the fingerprint of the model that judges prompts here, `best` gives the digest of the best
+    variant now, "" while there is none. What was measured by another model, or beside another variant, is not
+    in force, and the log says so once. The best variant is for each decision to compare, in the fleet that it
+    decides on (tidegate.routing.quality); here it is told only.
+    """
+
+    def __init__(self, folder: Path | None, complexity: str, best: Callable[[], str]) -> None:
         self._path = None if folder is None else folder / IN_FORCE
+        self._complexity = complexity
+        self._best = best
         self._stamp: tuple[int, int] | None = None
-        self.by_variant: Mapping[str, Certificate] = {}
+        self._read = NOTHING
+        self._objection = ""
         self.refresh()
 
+    @property
+    def certified(self) -> Certified:
+        """What counts with the complexity model here."""
+        basis = self._read.basis
+        return self._read if basis is not None and basis.complexity == self._complexity else NOTHING
+
     def refresh(self) -> None:
-        """Reads the file if it changed."""
+        """Reads the file if it changed, and tells if what it says came into force or is out of it."""
         if self._path is None:
             return
+        self._look(self._path)
+        objection = self._against()
+        if objection != self._objection:
+            self._objection = objection
+            if objection:
+                log.warning("certificates are not in force", extra={"cause": objection})
+            else:
+                log.info("certificates are in force", extra={"variants": len(self._read.by_variant)})
+
+    def _look(self, path: Path) -> None:
         try:
-            stat = self._path.stat()
+            stat = path.stat()
+        except FileNotFoundError:
+            self._stamp, self._read = None, NOTHING
+            return
         except OSError:
-            self._stamp, self.by_variant = None, {}
             return
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp == self._stamp:
             return
         self._stamp = stamp
         try:
-            self.by_variant = parse(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("certificates cannot be read, so none is in force", extra={"cause": str(error)})
-            self.by_variant = {}
+            self._read = parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            log.warning(
+                "certificates cannot be read, so what was in force stays", extra={"cause": str(error)}
+            )
 
-
-def parse(text: str) -> dict[str, Certificate]:
-    """Raises ValueError, TypeError, KeyError or AttributeError for what is no list of certificates."""
-    found = {}
-    for digest, about in json.loads(text)["variants"].items():
-        if about["threshold"] is None:
-            continue
-        certificate = Certificate(float(about["threshold"]), float(about["worse_share"]))
-        if not (0.0 <= certificate.threshold <= 1.0 and 0.0 < certificate.worse_share < 1.0):
-            raise ValueError(f"certificate of {digest} out of range")
-        found[str(digest)] = certificate
-    return found
+    def _against(self) -> str:
+        """Why what was read is not in force; "" where it is, and where it certifies nobody."""
+        if not self._read.by_variant:
+            return ""
+        basis = self._read.basis
+        if basis is None:
+            return "they do not say by which complexity model and beside which variant: calibrate again"
+        if basis.complexity != self._complexity:
+            return f"they are of complexity model {basis.complexity}, here it is {self._complexity}"
+        best = self._best()
+        if best and best != basis.best:
+            return f"they are beside {basis.best} as the best variant, now it is {best}"
+        return ""

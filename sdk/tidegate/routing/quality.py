@@ -15,10 +15,11 @@ an order, its variants rank by it, before all others: nobody can measure the per
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from tidegate.routing.certificates import Certificate, Certified
 from tidegate.routing.domain import Snapshot, Variant
 
 BEST_ABILITY = 0.97
@@ -98,13 +99,6 @@ class RankedQuality:
         return min((digest for digest, v in variants.items() if self.is_best(v)), default="")
 
 
-class Certificate(NamedTuple):
-    """Proven for one variant: up to this difficulty at most `worse_share` of all answers are worse."""
-
-    threshold: float
-    worse_share: float
-
-
 # Nobody who asks for better than even odds gets an answer that nothing proves.
 UNPROVEN = 0.5
 
@@ -114,25 +108,30 @@ class CertifiedQuality:
 
     The best variant keeps the stand-in's odds, as everything is measured against it. A certified one has them
     less its promise, up to the certified difficulty. All others keep their order, below UNPROVEN.
+    Certificates hold beside the best variant that they were made beside, and beside no other.
     """
 
-    def __init__(
-        self, snapshot: Snapshot, certificates: Mapping[str, Certificate], order: Sequence[str] = ()
-    ) -> None:
-        """`certificates` by variant digest; `order` as for RankedQuality."""
+    def __init__(self, snapshot: Snapshot, certified: Certified, order: Sequence[str] = ()) -> None:
+        """`order` as for RankedQuality."""
         self._ranked = RankedQuality(snapshot, order)
-        self._certificates = certificates
+        self._certified = certified
 
     def p_good(self, variant: Variant, difficulty: float) -> float:
         if self._ranked.is_best(variant):
             return self._ranked.p_good(variant, difficulty)
-        proven = self._certificates.get(variant.digest)
+        proven = self._proven(variant)
         if proven is not None and difficulty <= proven.threshold:
             return (1.0 - proven.worse_share) * _odds(difficulty, BEST_ABILITY)
         return UNPROVEN * self._ranked.p_good(variant, difficulty)
 
     def certified(self, variant: Variant) -> bool:
-        return variant.digest in self._certificates
+        return self._proven(variant) is not None
+
+    def _proven(self, variant: Variant) -> Certificate | None:
+        found, basis = self._certified.by_variant.get(variant.digest), self._certified.basis
+        if found is None or basis is None or basis.best != self._ranked.best:
+            return None
+        return found
 
 
 def _odds(difficulty: float, ability: float) -> float:

@@ -62,9 +62,13 @@ async def test_verdicts_certify_the_small_variant_and_only_then_it_meets_a_quali
         command = ["calibrate", "--log", str(tmp_path / "outcomes.jsonl"), "--store", str(store)]
         options = ["--worse", "0.2", "--settle-hours", "0"]
         assert await CalibrateCommand().run(build_parser().parse_args([*command, *options])) == 0
-        await until(lambda: kept.app._certificates.by_variant, what="the certificate in force")
+        await until(lambda: kept.app._certificates.certified.by_variant, what="the certificate in force")
         assert await model_of(client, min_p_good=0.7) == "small"
         assert await model_of(client, min_p_good=0.9) == "large"  # more than was promised
+        # "Worse" was worse than the large one. Beside a better variant nothing is proven of the small one.
+        larger = replace(QUICK, model="larger", digest="d-larger", perplexity=3.0)
+        await kept.add_node("n-larger", larger, join_token="join-large")
+        assert await model_of(client, min_p_good=0.7) == "larger"
 
 
 async def test_feedback_over_http_is_joined_and_checked(kept: Rig, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from routing_fixtures import LARGE, SMALL, cloud, fleet, node
 
+from tidegate.routing.certificates import NOTHING, Basis, Certificate, Certified
 from tidegate.routing.certify import Ledger, Promise, Seen, certify
-from tidegate.routing.quality import UNPROVEN, Certificate, CertifiedQuality, RankedQuality
+from tidegate.routing.quality import UNPROVEN, CertifiedQuality, RankedQuality
 
 PROMISE = Promise(0.05, 0.95)
 
@@ -82,11 +84,28 @@ def test_propensities_weigh_and_have_a_floor() -> None:
 def test_a_quality_asked_for_leads_to_the_best_variant_until_another_is_certified() -> None:
     snapshot = fleet(node(), cloud())
     stand_in = RankedQuality(snapshot)
-    nobody = CertifiedQuality(snapshot, {})
+    nobody = CertifiedQuality(snapshot, NOTHING)
     assert nobody.p_good(LARGE, 0.2) == stand_in.p_good(LARGE, 0.2)
     assert nobody.p_good(SMALL, 0.01) < UNPROVEN < 0.9 < stand_in.p_good(SMALL, 0.01)  # the control
     assert not nobody.certified(SMALL)
-    small = CertifiedQuality(snapshot, {SMALL.digest: Certificate(threshold=0.4, worse_share=0.02)})
+    proven = {SMALL.digest: Certificate(threshold=0.4, worse_share=0.02)}
+    small = CertifiedQuality(snapshot, Certified(proven, Basis("model", LARGE.digest)))
     assert small.certified(SMALL)
     assert small.p_good(SMALL, 0.4) == pytest.approx(0.98 * stand_in.p_good(LARGE, 0.4))
     assert small.p_good(SMALL, 0.41) < UNPROVEN
+
+
+def test_certificates_hold_beside_the_best_variant_that_they_were_made_beside_only() -> None:
+    proven = {SMALL.digest: Certificate(threshold=0.4, worse_share=0.02)}
+    certified = Certified(proven, Basis("model", LARGE.digest))
+    before = fleet(node(), cloud())
+    assert CertifiedQuality(before, certified).p_good(SMALL, 0.2) > 0.9
+    larger = replace(LARGE, digest="d-larger", perplexity=5.0)
+    after = fleet(node(), cloud(), cloud("new", variants=(larger,)))
+    assert not CertifiedQuality(after, certified).certified(SMALL)
+    assert CertifiedQuality(after, certified).p_good(SMALL, 0.2) < UNPROVEN
+    # A worse one that joins changes nothing; nor is anything certified of files that name no best variant.
+    worse = replace(SMALL, digest="d-tiny", perplexity=99.0)
+    joined = fleet(node(), cloud(), node("new", variants=(worse,)))
+    assert CertifiedQuality(joined, certified).certified(SMALL)
+    assert not CertifiedQuality(before, Certified(proven)).certified(SMALL)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from routing_fixtures import LARGE, SMALL, cloud, fleet, node
 
+from tidegate.routing.certificates import NOTHING
 from tidegate.routing.domain import Health
 from tidegate.routing.quality import BEST_ABILITY, UNPROVEN, WORST_ABILITY, CertifiedQuality, RankedQuality
 
@@ -34,6 +35,15 @@ def test_a_single_measured_level_is_the_best_and_nothing_is_certified() -> None:
 def test_the_rank_survives_the_better_node_being_unhealthy() -> None:
     quality = RankedQuality(fleet(node(), cloud(health=Health.SUSPECT)))
     assert quality.ability(SMALL) == pytest.approx(WORST_ABILITY)
+
+
+def test_the_best_has_a_name_and_of_several_alike_it_is_always_the_same_one() -> None:
+    assert RankedQuality(ALL).best == LARGE.digest
+    assert RankedQuality(fleet(node(), cloud()), ("small",)).best == SMALL.digest
+    alike = replace(LARGE, digest="d-a")
+    for variants in ((LARGE, alike), (alike, LARGE)):
+        assert RankedQuality(fleet(node(), cloud(variants=variants))).best == "d-a"
+    assert RankedQuality(fleet()).best == ""
 
 
 def test_a_variant_outside_the_snapshot_is_treated_as_worst() -> None:
@@ -77,6 +87,6 @@ def test_a_stated_order_wins_over_perplexity_and_foreign_words_name_nobody() -> 
 
 def test_certificates_are_measured_against_the_stated_best() -> None:
     snapshot = fleet(node(), cloud(), cloud("big", variants=(CLOUD,)))
-    quality = CertifiedQuality(snapshot, {}, ("cloud-70b",))
+    quality = CertifiedQuality(snapshot, NOTHING, ("cloud-70b",))
     assert quality.p_good(CLOUD, 0.2) > 0.9
     assert quality.p_good(LARGE, 0.2) <= UNPROVEN
