@@ -163,7 +163,7 @@ def _scores(choice: Choice, plan: Plan) -> str:
         spare = f" with {100 * (1 - 1 / factor):.0f} % of it to spare" if factor > 1.0 else ""
         parts.append(f"P(meets budget{spare}) {choice.p_meet:.2f} of {query.target_share:.2f}")
     asked = f" of {query.min_p_good:.2f}" if query.min_p_good > 0 else ""
-    parts.append(f"P(good) {choice.p_good:.2f}{asked}")
+    parts.append(f"P(good) {choice.p_good:.2f}{asked} ({'' if choice.certified else 'not '}certified)")
     parts.append(f"cost {choice.cost_per_mtoken:.4g} per million tokens{_extra(choice)}")
     power = choice.node.load.power
     if power is not None and power.on_battery and power.battery_share is not None:

@@ -27,11 +27,16 @@ class Extra(NamedTuple):
         return self.energy + self.link
 
 
+def _not_certified() -> bool:
+    return False
+
+
 class Choice(NamedTuple):
     """One candidate with its scores. `qualified`: meets the budget's target share and the quality asked.
     `cost_per_mtoken` is the table's price with `extra`, where there is one.
 
-    P(good) is computed when it is read: without a quality asked for, no decision depends on it.
+    P(good), and whether it is certified for this prompt, are computed when they are read: without a quality
+    asked for, no decision depends on them.
     """
 
     node: NodeState
@@ -42,10 +47,15 @@ class Choice(NamedTuple):
     qualified: bool
     cost_per_mtoken: float
     extra: Extra | None = None
+    certified_of: Callable[[], bool] = _not_certified
 
     @property
     def p_good(self) -> float:
         return self.p_good_of()
+
+    @property
+    def certified(self) -> bool:
+        return self.certified_of()
 
     def route(self, why: str = "") -> Route:
         binding, announcement = self.node.binding, self.node.announcement
@@ -65,6 +75,7 @@ class Choice(NamedTuple):
             at_risk=not self.qualified,
             why=why,
             predicted_ttft_p95_ms=self.prediction.ttft_p95_ms,
+            certified=self.certified,
         )
 
 

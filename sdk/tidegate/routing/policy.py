@@ -161,12 +161,14 @@ def judged(
         p_meet = odds_of(prediction, asked, elapsed) if limited else 1.0
         if variant is not last:
             last, p_good = variant, partial(judge.p_good, variant)
+            certified = partial(judge.certified, variant)
         qualified = (not limited or p_meet >= target) and (any_good or good_enough(p_good, query))
         cost, extra = binding.cost_per_mtoken, None
         if binding.prices is not None:
             extra = extra_cost(binding.prices, node.load, prediction)
             cost += 0.0 if extra is None else extra.total
-        choices.append(new(Choice, (node, variant, prediction, p_meet, p_good, qualified, cost, extra)))
+        scores = (node, variant, prediction, p_meet, p_good, qualified, cost, extra, certified)
+        choices.append(new(Choice, scores))
     return choices
 
 
@@ -213,6 +215,10 @@ class _Judge:
         if found is None:
             found = self._known[variant.digest] = self._quality.p_good(variant, self._analysis.difficulty)
         return found
+
+    def certified(self, variant: Variant) -> bool:
+        limit = None if self._quality is None else self._quality.certified(variant)
+        return limit is not None and self._analysis.difficulty <= limit
 
 
 def _pick_qualified(qualified: Sequence[Choice], query: RouteQuery, rng: Random) -> tuple[Choice, Pick]:

@@ -32,8 +32,9 @@ class QualityModel(Protocol):
 
     def p_good(self, variant: Variant, difficulty: float) -> float: ...
 
-    def certified(self, variant: Variant) -> bool:
-        """Whether P(good) was established from this deployment's own outcomes."""
+    def certified(self, variant: Variant) -> float | None:
+        """Difficulty up to which P(good) was established from this deployment's own outcomes; None where it
+        was not."""
         ...
 
 
@@ -85,8 +86,8 @@ class RankedQuality:
     def p_good(self, variant: Variant, difficulty: float) -> float:
         return _odds(difficulty, self.ability(variant))
 
-    def certified(self, variant: Variant) -> bool:
-        return False
+    def certified(self, variant: Variant) -> float | None:
+        return None
 
     def is_best(self, variant: Variant) -> bool:
         """Whether no variant of the snapshot is known to be better."""
@@ -124,8 +125,10 @@ class CertifiedQuality:
             return (1.0 - proven.worse_share) * _odds(difficulty, BEST_ABILITY)
         return UNPROVEN * self._ranked.p_good(variant, difficulty)
 
-    def certified(self, variant: Variant) -> bool:
-        return self._proven(variant) is not None
+    def certified(self, variant: Variant) -> float | None:
+        """None for the best variant, whose odds are the stand-in's."""
+        proven = None if self._ranked.is_best(variant) else self._proven(variant)
+        return None if proven is None else proven.threshold
 
     def _proven(self, variant: Variant) -> Certificate | None:
         found, basis = self._certified.by_variant.get(variant.digest), self._certified.basis

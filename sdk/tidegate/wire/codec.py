@@ -138,6 +138,7 @@ def encode_route(route: Route) -> pb.Route:
         expected_cached_tokens=route.expected_cached_tokens,
         at_risk=route.at_risk,
         why=route.why,
+        certified=route.certified,
     )
 
 
@@ -158,6 +159,7 @@ def decode_route(route: pb.Route) -> Route:
         expected_cached_tokens=route.expected_cached_tokens,
         at_risk=route.at_risk,
         why=route.why,
+        certified=route.certified,
     )
 
 

@@ -45,11 +45,20 @@ async def model_of(client: tidegate.Client, **options: Any) -> str:
     return answer.route.model
 
 
+async def certified_over_http(rig: Rig) -> bool:
+    chat = {"model": "auto", "messages": [{"role": "user", "content": "Thanks!"}], "max_tokens": 1}
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{rig.ports.http}") as http:
+        async with http.post("/v1/chat/completions", json=chat) as answer:
+            told: bool = (await answer.json())["tidegate"]["route"]["certified"]
+            return told
+
+
 async def test_verdicts_certify_the_small_variant_and_only_then_it_meets_a_quality(
     kept: Rig, tmp_path: Path
 ) -> None:
     async with tidegate.Client(f"127.0.0.1:{kept.ports.grpc}", deadline_s=20.0) as client:
         assert await model_of(client) == "small"
+        assert not await certified_over_http(kept)
         # The control: what nobody has proven does not meet a quality, however easy the prompt.
         assert await model_of(client, min_p_good=0.9) == "large"
         for _ in range(80):
@@ -63,6 +72,9 @@ async def test_verdicts_certify_the_small_variant_and_only_then_it_meets_a_quali
         options = ["--worse", "0.2", "--settle-hours", "0"]
         assert await CalibrateCommand().run(build_parser().parse_args([*command, *options])) == 0
         await until(lambda: kept.app._certificates.certified.by_variant, what="the certificate in force")
+        route = await client.route("Thanks!", min_p_good=0.7)
+        assert (route.model, route.certified) == ("small", True)
+        assert await certified_over_http(kept)
         assert await model_of(client, min_p_good=0.7) == "small"
         assert await model_of(client, min_p_good=0.9) == "large"  # more than was promised
         # "Worse" was worse than the large one. Beside a better variant nothing is proven of the small one.

@@ -37,7 +37,9 @@ ROUTE = default_route(node_id="edge-a")
 @pytest.fixture
 async def gateway() -> AsyncIterator[FakeGateway]:
     models = [ModelInfo("tiny", ("small",), (VARIANT,), ready_nodes=2)]
-    explanation = Explanation(candidates=(Candidate(ROUTE, True, 0.5),), filtered={"health": 1})
+    proven = replace(ROUTE, node_name="edge-b", certified=True)
+    candidates = (Candidate(ROUTE, True, 0.5), Candidate(proven, True, 0.5))
+    explanation = Explanation(candidates=candidates, filtered={"health": 1})
     decision = Decision(route=ROUTE, explanation=explanation)
     async with FakeGateway(nodes=[NODE], models=models, decision=decision) as server:
         yield server
@@ -97,6 +99,8 @@ async def test_explain(gateway: FakeGateway) -> None:
     ran = await tidegate_cli("explain", "where to?", "--ttft-ms", "300", "--gateway", gateway.address)
     assert ran.out.splitlines()[0] == ROUTE.why
     assert "left out: 1 by health" in ran.out
+    assert re.search(r"^edge-a .* 1\.00 +not certified ", ran.out, re.M)
+    assert re.search(r"^edge-b .* 1\.00 +certified ", ran.out, re.M)
     value = json.loads((await tidegate_cli("explain", "x", "--json", "--gateway", gateway.address)).out)
     assert value["route"]["node_name"] == "edge-a"
     assert value["explanation"]["filtered"] == {"health": 1}

@@ -279,6 +279,7 @@ class Route(google.protobuf.message.Message):
     AT_RISK_FIELD_NUMBER: builtins.int
     WHY_FIELD_NUMBER: builtins.int
     PREDICTED_TTFT_P95_MS_FIELD_NUMBER: builtins.int
+    CERTIFIED_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     node_name: builtins.str
     tier: tidegate.common.v1.common_pb2.Tier.ValueType
@@ -301,6 +302,10 @@ class Route(google.protobuf.message.Message):
     """One sentence: why this node."""
     predicted_ttft_p95_ms: builtins.float
     """Milliseconds to the first token that 95 of 100 such requests keep to."""
+    certified: builtins.bool
+    """p_good is proven for this prompt's difficulty by the deployment's own outcomes (docs/complexity.md). Else it is a
+    stand-in; so are the odds of the best variant, which all others are measured against.
+    """
     def __init__(
         self,
         *,
@@ -319,8 +324,9 @@ class Route(google.protobuf.message.Message):
         at_risk: builtins.bool = ...,
         why: builtins.str = ...,
         predicted_ttft_p95_ms: builtins.float = ...,
+        certified: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_risk", b"at_risk", "expected_cached_tokens", b"expected_cached_tokens", "model", b"model", "node_id", b"node_id", "node_name", b"node_name", "p_good", b"p_good", "p_meet", b"p_meet", "predicted_total_ms", b"predicted_total_ms", "predicted_tpot_ms", b"predicted_tpot_ms", "predicted_ttft_ms", b"predicted_ttft_ms", "predicted_ttft_p95_ms", b"predicted_ttft_p95_ms", "quantization", b"quantization", "tier", b"tier", "variant_digest", b"variant_digest", "why", b"why"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_risk", b"at_risk", "certified", b"certified", "expected_cached_tokens", b"expected_cached_tokens", "model", b"model", "node_id", b"node_id", "node_name", b"node_name", "p_good", b"p_good", "p_meet", b"p_meet", "predicted_total_ms", b"predicted_total_ms", "predicted_tpot_ms", b"predicted_tpot_ms", "predicted_ttft_ms", b"predicted_ttft_ms", "predicted_ttft_p95_ms", b"predicted_ttft_p95_ms", "quantization", b"quantization", "tier", b"tier", "variant_digest", b"variant_digest", "why", b"why"]) -> None: ...
 
 global___Route = Route
 

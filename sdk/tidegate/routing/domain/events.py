@@ -13,7 +13,10 @@ from tidegate.routing.domain.work import SequenceOutput
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes and what was expected of it. Predictions are milliseconds."""
+    """Where a request goes and what was expected of it. Predictions are milliseconds.
+
+    `certified`: p_good is proven by this deployment's own outcomes; else it is a stand-in.
+    """
 
     node_id: str
     node_name: str
@@ -30,6 +33,7 @@ class Route:
     at_risk: bool = False
     why: str = ""
     predicted_ttft_p95_ms: float = 0.0
+    certified: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,10 +87,11 @@ def test_a_quality_asked_for_leads_to_the_best_variant_until_another_is_certifie
     nobody = CertifiedQuality(snapshot, NOTHING)
     assert nobody.p_good(LARGE, 0.2) == stand_in.p_good(LARGE, 0.2)
     assert nobody.p_good(SMALL, 0.01) < UNPROVEN < 0.9 < stand_in.p_good(SMALL, 0.01)  # the control
-    assert not nobody.certified(SMALL)
+    assert nobody.certified(SMALL) is None
     proven = {SMALL.digest: Certificate(threshold=0.4, worse_share=0.02)}
     small = CertifiedQuality(snapshot, Certified(proven, Basis("model", LARGE.digest)))
-    assert small.certified(SMALL)
+    assert small.certified(SMALL) == 0.4
+    assert small.certified(LARGE) is None  # the best one keeps the stand-in's odds
     assert small.p_good(SMALL, 0.4) == pytest.approx(0.98 * stand_in.p_good(LARGE, 0.4))
     assert small.p_good(SMALL, 0.41) < UNPROVEN
 
@@ -102,10 +103,10 @@ def test_certificates_hold_beside_the_best_variant_that_they_were_made_beside_on
     assert CertifiedQuality(before, certified).p_good(SMALL, 0.2) > 0.9
     larger = replace(LARGE, digest="d-larger", perplexity=5.0)
     after = fleet(node(), cloud(), cloud("new", variants=(larger,)))
-    assert not CertifiedQuality(after, certified).certified(SMALL)
+    assert CertifiedQuality(after, certified).certified(SMALL) is None
     assert CertifiedQuality(after, certified).p_good(SMALL, 0.2) < UNPROVEN
     # A worse one that joins changes nothing; nor is anything certified of files that name no best variant.
     worse = replace(SMALL, digest="d-tiny", perplexity=99.0)
     joined = fleet(node(), cloud(), node("new", variants=(worse,)))
-    assert CertifiedQuality(joined, certified).certified(SMALL)
-    assert not CertifiedQuality(before, Certified(proven)).certified(SMALL)
+    assert CertifiedQuality(joined, certified).certified(SMALL) == 0.4
+    assert CertifiedQuality(before, Certified(proven)).certified(SMALL) is None

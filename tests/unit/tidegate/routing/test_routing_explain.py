@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from routing_fixtures import RESTRICTED, always, cloud, fleet, node, query
+from routing_fixtures import LARGE, RESTRICTED, SMALL, always, cloud, fleet, node, query
 
 from tidegate.routing.baselines import policy_named
+from tidegate.routing.certificates import Basis, Certificate, Certified
 from tidegate.routing.domain import Budget, Code, Health, NodeLoad, OnMiss, RouteQuery, SessionHint, Snapshot
 from tidegate.routing.explain import explanation, refusal_error, refusal_explanation, refusal_message, why
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.plan import Plan, Reason, Refusal
 from tidegate.routing.policy import route
+from tidegate.routing.quality import CertifiedQuality, QualityModel
 
 MODEL = LearnedLatency()
 
 
-def plan_of(snapshot: Snapshot, asked: RouteQuery) -> Plan:
-    decision = route(snapshot, asked, MODEL, always(0.0))
+def plan_of(snapshot: Snapshot, asked: RouteQuery, quality: QualityModel | None = None) -> Plan:
+    decision = route(snapshot, asked, MODEL, always(0.0), quality)
     assert isinstance(decision, Plan)
     return decision
 
@@ -62,6 +64,19 @@ def test_a_sentence_shows_its_numbers() -> None:
         "of 0.20",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(("difficulty", "certified"), [(0.3, True), (0.4, True), (0.5, False)])
+def test_what_is_certified_for_a_prompt_is_told_of_each_candidate(difficulty: float, certified: bool) -> None:
+    snapshot = fleet(node(), cloud())
+    proven = Certified({SMALL.digest: Certificate(0.4, 0.02)}, Basis("model", LARGE.digest))
+    asked = query(difficulty=difficulty)
+    plan = plan_of(snapshot, asked, CertifiedQuality(snapshot, proven))
+    told = {c.route.node_name: c.route for c in explanation(plan).candidates}
+    assert {name: route.certified for name, route in told.items()} == {"edge-0": certified, "cloud-0": False}
+    assert f"({'' if certified else 'not '}certified)" in told["edge-0"].why
+    assert "(not certified)" in told["cloud-0"].why
+    assert not plan_of(snapshot, asked).first.certified  # the control: ranks prove nothing
 
 
 def test_an_explanation_lists_candidates_filters_and_analysis() -> None:

@@ -29,7 +29,7 @@ def test_ability_by_perplexity_rank() -> None:
 def test_a_single_measured_level_is_the_best_and_nothing_is_certified() -> None:
     quality = RankedQuality(fleet(node()))
     assert quality.ability(SMALL) == BEST_ABILITY
-    assert not quality.certified(SMALL)
+    assert quality.certified(SMALL) is None
 
 
 def test_the_rank_survives_the_better_node_being_unhealthy() -> None:

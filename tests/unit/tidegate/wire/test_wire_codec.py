@@ -60,6 +60,7 @@ ROUTE = Route(
     expected_cached_tokens=7,
     at_risk=True,
     why="because",
+    certified=True,
 )
 EXPLANATION = Explanation(
     candidates=(Candidate(ROUTE, True, 0.5), Candidate(ROUTE, False, 1.5)),
