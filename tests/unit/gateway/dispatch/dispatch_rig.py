@@ -149,10 +149,11 @@ class Rig:
         log = RequestLog()
         self.facts = Facts(self.latency, self.metrics, log, self.fleet.mark_stalled)
         self.line = Line(AdmissionQueue(limits, self.latency), self.metrics, clock)
+        self.intake = Intake(FixedAnalyzer(), self.sessions, CLASSES, levels or Levels(), clock)
         self.dispatcher = Dispatcher(
             fleet=self.fleet,
             upstream=self.nodes,
-            intake=Intake(FixedAnalyzer(), self.sessions, CLASSES, levels or Levels(), clock),
+            intake=self.intake,
             sessions=self.sessions,
             classes=CLASSES,
             policy=Tidegate(),

@@ -11,6 +11,7 @@ from dispatch_rig import NODES, Rig, answer, ask
 from gateway_fakes import VARIANT, announcement
 
 from gateway.dispatch import Levels
+from gateway.dispatch.caller import Client
 from gateway.transport.fleet_view import models_of
 from tidegate.routing.domain import Accepted, Finished, NodeLoad
 from tidegate.routing.naming import ModelName, ModelNames, Portion
@@ -108,3 +109,22 @@ async def test_a_sampled_decision_is_logged_with_its_candidates_and_nothing_of_t
     assert (line["request_id"], line["named"], line["filtered"]) == ("r2", '"one"', {"model": 1})
     assert [c["node"] for c in line["candidates"]] == ["name-n1"]
     assert "tide?" not in json.dumps({k: str(v) for k, v in line.items()})
+
+
+async def test_a_session_keeps_its_canary_and_each_of_its_turns_is_drawn_for_a_copy() -> None:
+    half = Portion("tide-7b", 0.5)
+    names = ModelNames([ModelName("trial", ("tide-1b",), canary=half, shadow=half)])
+    rig = Rig(levels=Levels(names=names))
+    intake, sessions = rig.intake, [f"s{number}" for number in range(12)]
+    turns = {
+        session: [
+            intake.begin(ask(f"{session}.r{n}", model="trial", session_id=session), Client()).resolved
+            for n in range(12)
+        ]
+        for session in sessions
+    }
+    sides = [{turn.is_canary for turn in session} for session in turns.values()]
+    assert all(len(side) == 1 for side in sides)
+    assert {True} in sides
+    assert {False} in sides
+    assert all(len({turn.shadow for turn in session}) == 2 for session in turns.values())
