@@ -146,7 +146,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             reasons = explain.refusal_explanation(result, decision.decision_ms)
             return fleet.encode_decision(Decision(None, reasons, explain.refusal_message(result)))
         reasons = explain.explanation(result, decision.decision_ms)
-        return fleet.encode_decision(Decision(result.first.route(explain.why(result)), reasons))
+        return fleet.encode_decision(Decision(explain.route(result, judged=True), reasons))
 
     async def Feedback(self, request: pb.FeedbackRequest, context: Any) -> pb.FeedbackResponse:
         client = self._authenticate(context)

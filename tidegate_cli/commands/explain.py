@@ -23,7 +23,7 @@ def candidate_rows(explanation: tidegate.Explanation) -> list[list[str]]:
             f"{c.route.predicted_tpot_ms:.1f} ms",
             ms(c.route.predicted_total_ms),
             f"{c.route.p_meet:.2f}",
-            f"{c.route.p_good:.2f}",
+            "-" if c.route.p_good is None else f"{c.route.p_good:.2f}",
             "certified" if c.route.certified else "not certified",
             f"{c.cost_per_mtoken:.4g}",
             str(c.route.expected_cached_tokens),

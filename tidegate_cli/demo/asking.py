@@ -33,7 +33,7 @@ class Asked:
     def p_good(self) -> float:
         """0 where there is no answer."""
         route = self.completion.route if self.completion else None
-        return route.p_good if route else 0.0
+        return (route.p_good or 0.0) if route else 0.0
 
 
 async def ask(

@@ -98,7 +98,7 @@ def fitted_shape(decisions: list[tidegate.Decision]) -> Shape:
     candidates = [d.explanation.candidates for d in decisions if d.explanation.candidates]
     if not candidates:
         return Shape(level=0.0)
-    goods = [[c.route.p_good for c in each] for each in candidates]
+    goods = [[c.route.p_good or 0.0 for c in each] for each in candidates]
     capacity = [sum(1000 / max(1.0, c.route.predicted_total_ms) for c in each) for each in candidates]
     fastest = median([min(c.route.predicted_ttft_ms for c in each) for each in candidates])
     slowest = median([max(c.route.predicted_ttft_ms for c in each) for each in candidates])

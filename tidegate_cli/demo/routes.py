@@ -83,7 +83,7 @@ class _Routes:
         prompt = self._stage.prompt(10)
         best = await self._by_tier(prompt)
         edge, cloud = best[tidegate.Tier.EDGE], best[tidegate.Tier.CLOUD]
-        level = (edge.p_good + cloud.p_good) / 2
+        level = ((edge.p_good or 0.0) + (cloud.p_good or 0.0)) / 2
         loose = tidegate.Budget(ttft_ms=20 * cloud.predicted_ttft_ms)
         asked = await ask(self._client, prompt, max_tokens=MAX_TOKENS, min_p_good=level, budget=loose)
         self._row(f"P(good) at least {level:.2f}, loose budget", asked)

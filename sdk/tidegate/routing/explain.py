@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tidegate.routing.domain import Budget, Candidate, Explanation, ServeError, is_saving
+from tidegate.routing.domain import Budget, Candidate, Explanation, Route, ServeError, is_saving
 from tidegate.routing.filters import Filter
 from tidegate.routing.plan import Choice, Extra, Pick, Plan, Reason, Refusal
 
@@ -49,6 +49,12 @@ def why(plan: Plan, index: int = 0) -> str:
     return f"{_lead(plan)}{named}: {_scores(choice, plan)}"
 
 
+def route(plan: Plan, *, judged: bool = False) -> Route:
+    """Where the plan sends the request first, and why. P(good) is told where a quality was asked for, or
+    `judged`: nobody else's prompt is judged, which takes longer than deciding."""
+    return plan.first.route(why(plan), judged=judged or plan.query.min_p_good > 0.0)
+
+
 def explanation(plan: Plan, decision_ms: float = 0.0) -> Explanation:
     """The plan as the domain's Explanation, best first."""
     return Explanation(
@@ -63,7 +69,7 @@ def explanation(plan: Plan, decision_ms: float = 0.0) -> Explanation:
 def _candidate(choice: Choice, sentence: str = "") -> Candidate:
     extra = choice.extra or Extra(0.0, 0.0)
     return Candidate(
-        choice.route(sentence),
+        choice.route(sentence, judged=True),
         choice.qualified,
         choice.cost_per_mtoken,
         energy_per_mtoken=extra.energy,
@@ -162,8 +168,9 @@ def _scores(choice: Choice, plan: Plan) -> str:
         factor = query.margins.get(choice.node.binding.tier, 1.0)
         spare = f" with {100 * (1 - 1 / factor):.0f} % of it to spare" if factor > 1.0 else ""
         parts.append(f"P(meets budget{spare}) {choice.p_meet:.2f} of {query.target_share:.2f}")
-    asked = f" of {query.min_p_good:.2f}" if query.min_p_good > 0 else ""
-    parts.append(f"P(good) {choice.p_good:.2f}{asked} ({'' if choice.certified else 'not '}certified)")
+    if query.min_p_good > 0:
+        proven = "certified" if choice.certified else "not certified"
+        parts.append(f"P(good) {choice.p_good:.2f} of {query.min_p_good:.2f} ({proven})")
     parts.append(f"cost {choice.cost_per_mtoken:.4g} per million tokens{_extra(choice)}")
     power = choice.node.load.power
     if power is not None and power.on_battery and power.battery_share is not None:

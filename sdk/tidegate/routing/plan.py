@@ -57,7 +57,8 @@ class Choice(NamedTuple):
     def certified(self) -> bool:
         return self.certified_of()
 
-    def route(self, why: str = "") -> Route:
+    def route(self, why: str = "", *, judged: bool = False) -> Route:
+        """`judged`: with P(good), for which the prompt may have to be judged first."""
         binding, announcement = self.node.binding, self.node.announcement
         return Route(
             node_id=announcement.node_id,
@@ -70,12 +71,12 @@ class Choice(NamedTuple):
             predicted_tpot_ms=self.prediction.tpot_ms,
             predicted_total_ms=self.prediction.total_ms,
             p_meet=self.p_meet,
-            p_good=self.p_good,
+            p_good=self.p_good if judged else None,
             expected_cached_tokens=self.prediction.cached_tokens,
             at_risk=not self.qualified,
             why=why,
             predicted_ttft_p95_ms=self.prediction.ttft_p95_ms,
-            certified=self.certified,
+            certified=judged and self.certified,
         )
 
 

@@ -155,7 +155,7 @@ def decode_route(route: pb.Route) -> Route:
         predicted_tpot_ms=route.predicted_tpot_ms,
         predicted_total_ms=route.predicted_total_ms,
         p_meet=route.p_meet,
-        p_good=route.p_good,
+        p_good=route.p_good if route.HasField("p_good") else None,
         expected_cached_tokens=route.expected_cached_tokens,
         at_risk=route.at_risk,
         why=route.why,

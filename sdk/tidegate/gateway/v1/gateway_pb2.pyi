@@ -293,7 +293,7 @@ class Route(google.protobuf.message.Message):
     p_meet: builtins.float
     """Probability that all parts of the budget are met."""
     p_good: builtins.float
-    """Probability that the answer is good enough."""
+    """Probability that the answer is good enough; absent unless a quality or the reasons were asked for."""
     expected_cached_tokens: builtins.int
     """Prompt tokens expected to be warm on the node."""
     at_risk: builtins.bool
@@ -319,14 +319,16 @@ class Route(google.protobuf.message.Message):
         predicted_tpot_ms: builtins.float = ...,
         predicted_total_ms: builtins.float = ...,
         p_meet: builtins.float = ...,
-        p_good: builtins.float = ...,
+        p_good: builtins.float | None = ...,
         expected_cached_tokens: builtins.int = ...,
         at_risk: builtins.bool = ...,
         why: builtins.str = ...,
         predicted_ttft_p95_ms: builtins.float = ...,
         certified: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_risk", b"at_risk", "certified", b"certified", "expected_cached_tokens", b"expected_cached_tokens", "model", b"model", "node_id", b"node_id", "node_name", b"node_name", "p_good", b"p_good", "p_meet", b"p_meet", "predicted_total_ms", b"predicted_total_ms", "predicted_tpot_ms", b"predicted_tpot_ms", "predicted_ttft_ms", b"predicted_ttft_ms", "predicted_ttft_p95_ms", b"predicted_ttft_p95_ms", "quantization", b"quantization", "tier", b"tier", "variant_digest", b"variant_digest", "why", b"why"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_p_good", b"_p_good", "p_good", b"p_good"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_p_good", b"_p_good", "at_risk", b"at_risk", "certified", b"certified", "expected_cached_tokens", b"expected_cached_tokens", "model", b"model", "node_id", b"node_id", "node_name", b"node_name", "p_good", b"p_good", "p_meet", b"p_meet", "predicted_total_ms", b"predicted_total_ms", "predicted_tpot_ms", b"predicted_tpot_ms", "predicted_ttft_ms", b"predicted_ttft_ms", "predicted_ttft_p95_ms", b"predicted_ttft_p95_ms", "quantization", b"quantization", "tier", b"tier", "variant_digest", b"variant_digest", "why", b"why"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_p_good", b"_p_good"]) -> typing.Literal["p_good"] | None: ...
 
 global___Route = Route
 

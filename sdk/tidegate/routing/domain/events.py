@@ -15,6 +15,7 @@ from tidegate.routing.domain.work import SequenceOutput
 class Route:
     """Where a request goes and what was expected of it. Predictions are milliseconds.
 
+    `p_good` is None where neither a quality was asked for nor the reasons: no prompt is judged for nothing.
     `certified`: p_good is proven by this deployment's own outcomes; else it is a stand-in.
     """
 
@@ -28,7 +29,7 @@ class Route:
     predicted_tpot_ms: float = 0.0
     predicted_total_ms: float = 0.0
     p_meet: float = 1.0
-    p_good: float = 1.0
+    p_good: float | None = None
     expected_cached_tokens: int = 0
     at_risk: bool = False
     why: str = ""

@@ -355,10 +355,11 @@ def test_whoever_is_picked_qualifies_if_anybody_does_and_none_is_cheaper(
 
 def test_a_route_carries_what_was_predicted() -> None:
     choice = plan_of(fleet(cloud()), query(budget=TIGHT)).first
-    made = choice.route("because")
+    made = choice.route("because", judged=True)
     assert (made.node_id, made.tier, made.variant_digest) == ("id-cloud-0", "cloud", LARGE.digest)
     assert made.predicted_ttft_ms == choice.prediction.ttft_ms
     assert (made.p_meet, made.p_good, made.why) == (choice.p_meet, choice.p_good, "because")
+    assert choice.route().p_good is None
 
 
 def test_a_cold_prompt_goes_where_the_cache_loses_least() -> None:
