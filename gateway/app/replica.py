@@ -76,7 +76,7 @@ class GatewayApp:
         self.registry = LinkRegistry()
         self.clients = wiring.clients(settings)
         self._classes = wiring.data_classes(settings)
-        self._sessions = Sessions(secret + b"sessions", stricter=self._classes.stricter)
+        self._sessions = Sessions(secret + b"sessions", clock, stricter=self._classes.stricter)
         self._latency = LearnedLatency()
         self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
         analyzer = wiring.analyzer(settings, secret)

@@ -150,7 +150,7 @@ class Dispatcher:
             self._audit(run, "refused", None)
             raise explain.refusal_error(result)
         self._audit(run, "told", result.first)
-        return result.first.route(explain.why(result)), taken_s * 1000
+        return explain.route(result), taken_s * 1000
 
     async def close(self) -> None:
         """Ends what runs beside the requests."""
@@ -369,7 +369,7 @@ class Dispatcher:
         self, run: RequestRun, plan: Plan, decision_ms: float, told: ServeError | None
     ) -> Accepted | Restarted:
         """`told` is how the earlier attempt ended that the client knows of, if it knows of one."""
-        route = plan.first.route(explain.why(plan))
+        route = explain.route(plan, judged=run.request.explain)
         if told is not None:
             return Restarted(attempt_no=run.row.attempts, cause=told.reason, route=route)
         reasons = explain.explanation(plan, decision_ms) if run.request.explain else None
@@ -398,7 +398,8 @@ class Dispatcher:
         )
         if run.session:
             warm = usage.prompt_tokens + usage.completion_tokens
-            hint = SessionHint(choice.node.node_id, choice.variant.digest, warm)
+            node, blocks = choice.node.announcement, len(run.query.analysis.prefix_hashes)
+            hint = SessionHint(node.node_id, choice.variant.digest, warm, node.boot_id, blocks)
             self._sessions.put(run.session, hint, run.data_class)
         run.row.code = "ok"
         self._facts.finished(run, finished)

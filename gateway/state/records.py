@@ -42,6 +42,8 @@ class SessionRecord:
     variant_digest: str
     tokens: int
     data_class: str = ""
+    boot_id: str = ""
+    blocks: int = 0
 
 
 T = TypeVar("T")
@@ -203,15 +205,21 @@ def decode_node(text: str) -> NodeRecord:
 
 
 def encode_session(record: SessionRecord) -> str:
-    return json.dumps(
-        [record.session, record.node_id, record.variant_digest, record.tokens, record.data_class]
-    )
+    return json.dumps(astuple(record))
 
 
 def decode_session(text: str) -> SessionRecord:
     """Raises ValueError on anything that is not a session record."""
     try:
-        session, node_id, digest, tokens, data_class = json.loads(text)
+        session, node_id, digest, tokens, data_class, boot_id, blocks = json.loads(text)
     except (TypeError, RecursionError) as error:
         raise ValueError("not a session record") from error
-    return SessionRecord(_text(session), _text(node_id), _text(digest), _count(tokens), _text(data_class))
+    return SessionRecord(
+        _text(session),
+        _text(node_id),
+        _text(digest),
+        _count(tokens),
+        _text(data_class),
+        _text(boot_id),
+        _count(blocks),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,20 +12,34 @@ from dataclasses import replace
 from gateway.state.records import SessionRecord
 from tidegate.routing.domain import SessionHint
 
+# By then the node has told what it holds of a turn that ended.
+REPORTED_AFTER_S = 3.0
+
 
 class Sessions:
-    """Least recently used sessions fall out at `limit`. One writer: this replica's event loop.
+    """Least recently used sessions fall out at `limit`. One writer: this replica's event loop. `clock`
+    returns seconds.
 
     `stricter` gives the stricter of two data classes: a session's class only ever rises, in whatever order
     its requests end and the records of other replicas come.
     """
 
-    def __init__(self, key: bytes, *, stricter: Callable[[str, str], str], limit: int = 100_000) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        clock: Callable[[], float],
+        *,
+        stricter: Callable[[str, str], str],
+        limit: int = 100_000,
+    ) -> None:
         self._key = key
+        self._clock = clock
         self._stricter = stricter
         self._limit = limit
         self._known: OrderedDict[str, SessionRecord] = OrderedDict()
         self._unsent: dict[str, SessionRecord] = {}
+        # When turns ended here of late, the longest ago first.
+        self._ended_s: dict[str, float] = {}
 
     def name(self, tenant: str, session_id: str) -> str:
         """The session's name in shared places: keyed, so that it tells nothing and tenants never meet."""
@@ -35,7 +50,10 @@ class Sessions:
         record = self._touch(name)
         if record is None or not record.node_id:
             return None
-        return SessionHint(record.node_id, record.variant_digest, record.tokens)
+        fresh = self._clock() - self._ended_s.get(name, -math.inf) < REPORTED_AFTER_S
+        return SessionHint(
+            record.node_id, record.variant_digest, record.tokens, record.boot_id, record.blocks, fresh
+        )
 
     def data_class(self, name: str) -> str:
         record = self._touch(name)
@@ -48,7 +66,11 @@ class Sessions:
         """
         if hint is None:
             hint = self.hint(name) or SessionHint("", "", 0)
-        record = SessionRecord(name, hint.node_id, hint.variant_digest, hint.tokens, data_class)
+        else:
+            self._note_end(name)
+        record = SessionRecord(
+            name, hint.node_id, hint.variant_digest, hint.tokens, data_class, hint.boot_id, hint.blocks
+        )
         self._unsent[name] = self._store(record)
         while len(self._unsent) > self._limit:
             del self._unsent[next(iter(self._unsent))]
@@ -57,6 +79,7 @@ class Sessions:
         """What another replica saw; where the session ran is newer here while it was not sent yet."""
         unsent = self._unsent.get(record.session)
         if unsent is None:
+            self._ended_s.pop(record.session, None)
             self._store(record)
         else:
             self._unsent[record.session] = self._store(replace(unsent, data_class=record.data_class))
@@ -70,6 +93,13 @@ class Sessions:
         """Sending failed: try again with the next sync, unless newer ones came meanwhile."""
         for record in records:
             self._unsent.setdefault(record.session, record)
+
+    def _note_end(self, name: str) -> None:
+        now_s, ended_s = self._clock(), self._ended_s
+        ended_s.pop(name, None)
+        ended_s[name] = now_s
+        while ended_s[oldest := next(iter(ended_s))] <= now_s - REPORTED_AFTER_S:
+            del ended_s[oldest]
 
     def _touch(self, name: str) -> SessionRecord | None:
         record = self._known.get(name)

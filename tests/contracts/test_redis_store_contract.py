@@ -185,7 +185,7 @@ async def test_fleets_with_other_prefixes_do_not_meet(store: Store, running: Val
 async def test_everything_expires_or_is_bounded_and_nothing_private_is_there(store: Store, raw: Any) -> None:
     """Keys and values hold ids, labels and counts: no client's session id, no prompt, no secret."""
     key = b"fleet-secret-0123456789abcdef012"
-    sessions = Sessions(key, stricter=max)
+    sessions = Sessions(key, lambda: 0.0, stricter=max)
     name = sessions.name("acme", "my diary, chapter 7")
     await store.publish_nodes("gw-1", [record("gw-1", "n1")], LONG_S)
     await store.append_sessions([turn(name)])

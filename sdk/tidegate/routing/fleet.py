@@ -337,6 +337,7 @@ class Fleet:
                 rtt_ms=node.rtt_ms,
                 in_flight=_in_flight(node.sent.values()) if node.sent else _NOTHING,
                 prefix_blocks=node.prefix.view(),
+                names_blocks=node.prefix.reported,
             )
         return node.state
 

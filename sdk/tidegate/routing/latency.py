@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tidegate.routing import handover
 from tidegate.routing.curves import Curves
-from tidegate.routing.domain import Budget, NodeState, RouteQuery, Speeds, Variant
+from tidegate.routing.domain import Budget, NodeState, RouteQuery, SessionHint, Speeds, Variant
 from tidegate.routing.knowledge import (
     LEAST_MS,
     MIN_OUTPUT_TOKENS,
@@ -174,7 +174,7 @@ class LearnedLatency:
             return
         if o.prompt_tokens > 0:
             self.lengths.prompted(o.model, o.prediction.asked_tokens, o.prompt_tokens)
-        if o.output_tokens > 0 and o.outcome is Outcome.FINISHED:
+        if o.output_tokens > 0:
             self.lengths.answered(o.model, o.prediction.asked_tokens, o.output_tokens, stopped=o.stopped)
 
     def _look_beyond(self, o: Observation) -> None:
@@ -291,7 +291,11 @@ def _learn_stage(known: Knowledge, o: Observation) -> None:
             known.late(p, ttft_ms)
     if o.stage is Stage.ENDED and o.actual_tpot_ms is not None and o.output_tokens >= MIN_OUTPUT_TOKENS:
         known.per_token(o, o.actual_tpot_ms)
-        if ttft_ms is not None and not o.censored:
+        if ttft_ms is None or o.censored:
+            return
+        # What was cut off would have taken longer: that is only news where it took long already.
+        lasted_ms = ttft_ms + (o.output_tokens - 1) * o.actual_tpot_ms
+        if o.outcome is Outcome.FINISHED or lasted_ms > p.total_p95_ms:
             known.missed_all_by(o, ttft_ms, o.actual_tpot_ms)
 
 
@@ -300,17 +304,23 @@ def expected_cached_tokens(node: NodeState, variant: Variant, query: RouteQuery)
 
     At least one token is always computed: the last one yields the first output.
     """
-    tokens = 0
+    blocks, session = 0, query.session
     hashes = query.analysis.prefix_hashes
     if hashes and node.prefix_blocks:
-        tokens = matched_blocks(hashes, node.prefix_blocks) * BLOCK_TOKENS
-    session = query.session
-    if (
-        session is not None
-        and session.node_id == node.announcement.node_id
-        and session.variant_digest == variant.digest
-        and session.tokens > tokens
-    ):
+        blocks = matched_blocks(hashes, node.prefix_blocks)
+    tokens = blocks * BLOCK_TOKENS
+    if session is not None and session.tokens > tokens and _is_warm(session, node, variant, blocks):
         tokens = session.tokens
     limit = query.analysis.prompt_tokens - 1
     return min(tokens, limit) if limit > 0 else 0
+
+
+def _is_warm(session: SessionHint, node: NodeState, variant: Variant, blocks: int) -> bool:
+    """Whether the session's last turn ran there and is still held; `blocks` of the prompt are, by name."""
+    announced = node.announcement
+    return (
+        session.node_id == announced.node_id
+        and session.variant_digest == variant.digest
+        and session.boot_id in ("", announced.boot_id)
+        and (blocks >= session.blocks or session.fresh or not node.names_blocks)
+    )

@@ -56,7 +56,7 @@ class Lengths:
         return max((1.0 - math.exp(-rate * max_tokens)) / rate, 1.0)
 
     def answered(self, model: str, prompt_tokens: int, output_tokens: int, *, stopped: bool) -> None:
-        """One answer of so many tokens, which ended by itself or was cut off there."""
+        """One answer of so many tokens, which ended by itself or was cut off there, by whatever."""
         key = (model, prompt_class(prompt_tokens))
         ended, tokens = self.ended.get(key, (0.0, 0.0))
         self.last = _NOTHING

@@ -13,7 +13,7 @@ MAX_NAMES = 65_536
 class PrefixIndex:
     """At most `limit` names; a report costs what it changes, not what is held.
 
-    `on_held` and `on_evicted` hear of each name that comes and goes.
+    `on_held` and `on_evicted` hear of each name that comes and goes. `reported` says whether a report came.
     """
 
     def __init__(
@@ -23,6 +23,7 @@ class PrefixIndex:
         on_held: Callable[[bytes], None] = lambda name: None,
         on_evicted: Callable[[bytes], None] = lambda name: None,
     ) -> None:
+        self.reported = False
         self._limit = limit
         self._on_held = on_held
         self._on_evicted = on_evicted
@@ -37,6 +38,7 @@ class PrefixIndex:
         Of a node that holds more than `limit` a part is known, and its digests say nothing any more: asking
         such a node for the whole set again and again would not help.
         """
+        self.reported = True
         if delta.full:
             for name in self._names:
                 self._on_evicted(name)

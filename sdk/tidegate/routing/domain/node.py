@@ -172,9 +172,10 @@ def _per_slot(requests: int, slots: int) -> float:
 class NodeState:
     """One node inside a snapshot.
 
-    `prefix_blocks` holds the names of warm prefix blocks. `slots` is how many sequences run there at once at
-    present, `active` are the requests there, those just sent included, and `busy` as many of them as there
-    are to a slot, one more while the model is not loaded: all are read of many nodes in every decision.
+    `prefix_blocks` holds the names of warm prefix blocks, as its reports say where it `names_blocks`.
+    `slots` is how many sequences run there at once at present, `active` are the requests there, those just
+    sent included, and `busy` as many of them as there are to a slot, one more while the model is not loaded:
+    all are read of many nodes in every decision.
     """
 
     announcement: Announcement
@@ -185,6 +186,7 @@ class NodeState:
     linked_here: bool = True
     in_flight: InFlight = InFlight()
     prefix_blocks: frozenset[bytes] = frozenset()
+    names_blocks: bool = False
     slots: int = field(init=False, repr=False, compare=False)
     active: int = field(init=False, repr=False, compare=False)
     busy: float = field(init=False, repr=False, compare=False)
@@ -207,8 +209,15 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class SessionHint:
-    """Where the last turn of a session ran and how many tokens of it (prompt and answer) are warm there."""
+    """Where the last turn of a session ran and how many tokens of it (prompt and answer) are warm there.
+
+    `boot_id` is the process that ran it, "" where that is not known. Of its prompt the first `blocks` blocks
+    had names. Where these are held no more, nothing else is; of a `fresh` turn the node has told nothing yet.
+    """
 
     node_id: str
     variant_digest: str
     tokens: int
+    boot_id: str = ""
+    blocks: int = 0
+    fresh: bool = False

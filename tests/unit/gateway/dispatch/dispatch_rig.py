@@ -120,8 +120,17 @@ class Nodes:
 
 
 class FixedAnalyzer:
+    """Counts how often a prompt was judged."""
+
+    def __init__(self) -> None:
+        self.judged = 0
+
     def analyze(self, request: GenerateRequest) -> Analysis:
-        return Analysis(prompt_tokens=9, difficulty_of=lambda: 0.5, prefix_hashes=(b"p" * 16,))
+        return Analysis(prompt_tokens=9, difficulty_of=self._difficulty, prefix_hashes=(b"p" * 16,))
+
+    def _difficulty(self) -> float:
+        self.judged += 1
+        return 0.5
 
 
 class Rig:
@@ -141,15 +150,16 @@ class Rig:
         self.fleet = Fleet(clock, suspect_after_s=3600.0, lost_after_s=7200.0)
         for node_id in scripts:
             add_ready(self.fleet, node_id, NODES[node_id])
-        self.sessions = Sessions(b"k" * 32, stricter=CLASSES.stricter)
+        self.sessions = Sessions(b"k" * 32, clock, stricter=CLASSES.stricter)
         self.metrics = Metrics()
         self.admission = Admission(in_flight)
         self.latency = LearnedLatency()
+        self.analyzer = FixedAnalyzer()
         self.seen: list[GenerateEvent] = []
         log = RequestLog()
         self.facts = Facts(self.latency, self.metrics, log, self.fleet.mark_stalled)
         self.line = Line(AdmissionQueue(limits, self.latency), self.metrics, clock)
-        self.intake = Intake(FixedAnalyzer(), self.sessions, CLASSES, levels or Levels(), clock)
+        self.intake = Intake(self.analyzer, self.sessions, CLASSES, levels or Levels(), clock)
         self.dispatcher = Dispatcher(
             fleet=self.fleet,
             upstream=self.nodes,

@@ -7,6 +7,7 @@ import logging
 import math
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from dispatch_rig import Rig, Script, answer, ask, end, fails, token
@@ -102,7 +103,20 @@ async def test_a_finished_turn_says_where_its_prefix_is_warm() -> None:
     rig = Rig(n1=[answer(3)])
     await rig.run(ask(session_id="chat"))
     name = rig.sessions.name("default", "chat")
-    assert rig.sessions.hint(name) == SessionHint("n1", DIGEST, 9 + 3)
+    boot_id = rig.fleet.snapshot().by_id["n1"].announcement.boot_id
+    assert rig.sessions.hint(name) == SessionHint("n1", DIGEST, 9 + 3, boot_id, blocks=1, fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "judged"), [({}, False), ({"min_p_good": 0.1}, True), ({"explain": True}, True)]
+)
+async def test_a_prompt_is_judged_only_for_who_asks(asked: dict[str, Any], judged: bool) -> None:
+    rig = Rig(n1=[answer(1)], n2=[])
+    accepted = (await rig.run(ask(**asked)))[0]
+    assert isinstance(accepted, Accepted)
+    assert (accepted.route.p_good is not None, rig.analyzer.judged > 0) == (judged, judged)
+    route, _ = rig.dispatcher.route(ask("told", **asked), Client())
+    assert (route.p_good is not None) == bool(asked.get("min_p_good"))
 
 
 async def test_every_decision_on_limited_data_is_audited(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
+from gateway_fakes import Clock
 
 from gateway.dispatch import DataClasses
 from gateway.state import SessionRecord, Sessions
+from gateway.state.sessions import REPORTED_AFTER_S
 from tidegate.routing.domain import ClassRule, SessionHint
 
 CLASSES = DataClasses([("public", ClassRule()), ("internal", ClassRule()), ("restricted", ClassRule())])
-HINT = SessionHint("n1", "digest", 40)
+HINT = SessionHint("n1", "digest", 40, "boot", 2)
+FRESH = replace(HINT, fresh=True)
 
 
-def sessions(key: bytes = b"k" * 32, limit: int = 100) -> Sessions:
-    return Sessions(key, stricter=CLASSES.stricter, limit=limit)
+def sessions(key: bytes = b"k" * 32, limit: int = 100, clock: Callable[[], float] = lambda: 0.0) -> Sessions:
+    return Sessions(key, clock, stricter=CLASSES.stricter, limit=limit)
 
 
 def test_a_name_hides_the_id_and_tells_tenants_and_fleets_apart() -> None:
@@ -35,9 +41,9 @@ def test_a_hint_is_known_once_a_turn_has_finished() -> None:
     assert s.hint("a") is None
     assert s.data_class("a") == "internal"
     s.put("a", HINT, "internal")
-    assert s.hint("a") == HINT
+    assert s.hint("a") == FRESH
     s.put("a", None, "internal")  # the next turn starts: where the last one ran is kept
-    assert s.hint("a") == HINT
+    assert s.hint("a") == FRESH
 
 
 @pytest.mark.parametrize("order", [("restricted", "public"), ("public", "restricted")])
@@ -57,7 +63,7 @@ def test_what_another_replica_saw_never_loosens_a_session(sent_before: bool) -> 
         s.take_unsent()
     s.learn(SessionRecord("a", "n2", "digest", 10, "public"))
     assert s.data_class("a") == "restricted"
-    assert s.hint("a") == (SessionHint("n2", "digest", 10) if sent_before else HINT)
+    assert s.hint("a") == (SessionHint("n2", "digest", 10) if sent_before else FRESH)
 
 
 def test_a_stricter_class_of_another_replica_counts_though_our_turn_is_newer() -> None:
@@ -65,8 +71,8 @@ def test_a_stricter_class_of_another_replica_counts_though_our_turn_is_newer() -
     s.put("a", HINT, "public")
     s.learn(SessionRecord("a", "n2", "digest", 10, "restricted"))
     assert s.data_class("a") == "restricted"
-    assert s.hint("a") == HINT
-    assert s.take_unsent() == (SessionRecord("a", "n1", "digest", 40, "restricted"),)
+    assert s.hint("a") == FRESH
+    assert s.take_unsent() == (SessionRecord("a", "n1", "digest", 40, "restricted", "boot", 2),)
 
 
 def test_a_class_that_only_another_replica_knows_counts_as_the_strictest() -> None:
@@ -80,10 +86,10 @@ def test_least_recently_used_sessions_fall_out() -> None:
     s = sessions(limit=2)
     s.put("a", HINT, "")
     s.put("b", HINT, "")
-    assert s.hint("a") == HINT  # touched: b is now the older one
+    assert s.hint("a") == FRESH  # touched: b is now the older one
     s.put("c", HINT, "")
     assert s.hint("b") is None
-    assert s.hint("a") == HINT
+    assert s.hint("a") == FRESH
     assert len(s.take_unsent()) == 2
 
 
@@ -97,3 +103,17 @@ def test_records_that_could_not_be_sent_come_again_unless_newer_ones_did() -> No
     s.put("a", newer, "")
     s.put_back(taken)
     assert {r.session: r.node_id for r in s.take_unsent()} == {"a": "n9", "b": "n1"}
+
+
+def test_a_turn_is_fresh_until_its_node_has_told_what_it_holds(clock: Clock) -> None:
+    s = sessions(clock=clock)
+    s.put("a", HINT, "")
+    clock.advance(REPORTED_AFTER_S / 2)
+    s.put("b", HINT, "")
+    s.put("a", None, "")  # the next turn began
+    clock.advance(REPORTED_AFTER_S / 2)
+    assert (s.hint("a"), s.hint("b")) == (HINT, FRESH)
+    clock.advance(REPORTED_AFTER_S / 2)
+    assert s.hint("b") == HINT
+    s.learn(SessionRecord("c", "n1", "digest", 40, "", "boot", 2))
+    assert s.hint("c") == HINT

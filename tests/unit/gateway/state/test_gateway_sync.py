@@ -48,7 +48,7 @@ class FaultyStore(MemoryStore):
 class Replica:
     def __init__(self, store: FaultyStore, clock: Clock, name: str) -> None:
         self.fleet = Fleet(clock)
-        self.sessions = Sessions(b"k" * 32, stricter=max)
+        self.sessions = Sessions(b"k" * 32, clock, stricter=max)
         self.health: list[bool] = []
         self.sync = StoreSync(store, self.fleet, self.sessions, name, on_health=self.health.append)
 

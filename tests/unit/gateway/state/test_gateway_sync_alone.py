@@ -16,7 +16,7 @@ from tidegate.routing.domain import SessionHint
 @pytest.mark.parametrize("alone", [True, False])
 async def test_nodes_are_told_only_where_another_replica_may_read(clock: Clock, alone: bool) -> None:
     store, fleet = MemoryStore(clock), Fleet(clock)
-    sessions = Sessions(b"k" * 32, stricter=max)
+    sessions = Sessions(b"k" * 32, clock, stricter=max)
     add_ready(fleet, "n1")
     sessions.put("s", SessionHint("n1", "digest", 5), "internal")
     sync = StoreSync(store, fleet, sessions, "gw-a", alone=alone)
@@ -30,7 +30,9 @@ async def test_nodes_are_told_only_where_another_replica_may_read(clock: Clock, 
 async def test_a_store_is_told_of_only_where_it_is_shared(
     clock: Clock, caplog: pytest.LogCaptureFixture, alone: bool, told: list[str]
 ) -> None:
-    sync = StoreSync(MemoryStore(clock), Fleet(clock), Sessions(b"k" * 32, stricter=max), "gw-a", alone=alone)
+    sync = StoreSync(
+        MemoryStore(clock), Fleet(clock), Sessions(b"k" * 32, clock, stricter=max), "gw-a", alone=alone
+    )
     with caplog.at_level(logging.INFO):
         await sync.once()
     assert caplog.messages == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from routing_fixtures import SMALL, cloud, node, observed, query
 
 from tidegate.routing.curves import step_ms
-from tidegate.routing.domain import Budget, InFlight, NodeLoad, SessionHint, Speeds
+from tidegate.routing.domain import Budget, InFlight, NodeLoad, NodeState, SessionHint, Speeds
 from tidegate.routing.latency import (
     BLOCK_TOKENS,
     NAMED_TOKENS,
@@ -144,6 +145,26 @@ def test_cached_tokens_take_the_better_of_session_and_blocks_below_the_prompt() 
     assert expected_cached_tokens(node("other"), SMALL, query(**asked, session=session)) == 0
     other_variant = SessionHint("id-edge-0", "else", 700)
     assert expected_cached_tokens(node(), SMALL, query(**asked, session=other_variant)) == 0
+
+
+def test_what_a_session_left_is_not_expected_where_it_is_held_no_more() -> None:
+    names = tuple(bytes([i]) * 16 for i in range(8))
+    held = replace(node(blocks=frozenset(names[:3])), names_blocks=True)
+    session = SessionHint("id-edge-0", SMALL.digest, 700, "boot", 3)
+    asked = {"prompt_tokens": 1000, "hashes": names}
+
+    def expected(where: NodeState, hint: SessionHint) -> int:
+        return expected_cached_tokens(where, SMALL, query(**asked, session=hint))  # type: ignore[arg-type]
+
+    assert expected(held, session) == 700  # of the answer no block has a name yet
+    assert expected(replace(held, prefix_blocks=frozenset(names[:2])), session) == 2 * BLOCK_TOKENS
+    gone = replace(held, prefix_blocks=frozenset())
+    assert expected(gone, session) == 0
+    assert expected(gone, replace(session, fresh=True)) == 700
+    assert expected(replace(gone, names_blocks=False), session) == 700
+    assert expected(gone, replace(session, blocks=0)) == 700  # it was too short for names
+    assert expected(held, replace(session, boot_id="before")) == 3 * BLOCK_TOKENS
+    assert expected(held, replace(session, boot_id="")) == 700
 
 
 def test_a_warm_prefix_shortens_prefill_only() -> None:

@@ -89,6 +89,44 @@ def test_a_cut_off_attempt_only_counts_as_a_lower_bound() -> None:
     assert learned_times(model, "prefill_ms") > 1.2
 
 
+def finished_and_cut(outcome: Outcome, output_tokens: int) -> LearnedLatency:
+    model = LearnedLatency()
+    for _ in range(30):
+        model.record(observed(ask(model), ttft_times=1.0, tpot_times=1.0, output_tokens=64))
+    for _ in range(60):
+        cut = observed(
+            ask(model), ttft_times=1.0, tpot_times=1.0, output_tokens=output_tokens, outcome=outcome
+        )
+        model.record(cut)
+    return model
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.FAILED, Outcome.TIMED_OUT])
+def test_answers_that_were_cut_short_do_not_make_whole_ones_look_short(outcome: Outcome) -> None:
+    model = finished_and_cut(outcome, output_tokens=4)
+    budget = Budget(total_ms=0.8 * ask(LearnedLatency()).total_ms)
+    assert ask(model).total_ms == pytest.approx(ask(LearnedLatency()).total_ms, rel=0.05)
+    assert model.p_meet(ask(model), budget, 0.0) < 0.1
+    told = finished_and_cut(Outcome.FINISHED, output_tokens=4)  # control
+    assert told.p_meet(ask(told), budget, 0.0) > 0.5
+
+
+def test_an_answer_that_was_cut_off_too_late_is_a_miss() -> None:
+    model = LearnedLatency()
+    learn(model, 60, ttft_times=1.0, tpot_times=1.0, output_tokens=64)
+    before = ask(model)
+    learn(model, 20, ttft_times=1.0, tpot_times=4.0, output_tokens=60, outcome=Outcome.TIMED_OUT)
+    assert ask(model).total_p95_ms > 2.0 * before.total_p95_ms
+
+
+def test_cut_answers_count_as_at_least_as_long() -> None:
+    model = LearnedLatency()
+    learn(model, 20, ttft_times=1.0, output_tokens=40, stopped=True)
+    expected = ask(model, max_tokens=4000).output_tokens
+    learn(model, 20, ttft_times=1.0, output_tokens=40, outcome=Outcome.CANCELLED)
+    assert ask(model, max_tokens=4000).output_tokens > 1.5 * expected
+
+
 def test_a_queue_that_ended_early_does_not_make_prefill_look_fast() -> None:
     model = LearnedLatency()
     busy = node(load=BUSY)
