@@ -288,6 +288,17 @@ def test_states_are_not_moved_where_computing_costs_less() -> None:
     assert rig.memory.saves == 1
 
 
+@pytest.mark.parametrize(("kept", "saves"), [(144, 1), (0, 2)])
+def test_a_slot_is_not_saved_for_what_stays_in_it(kept: int, saves: int) -> None:
+    """Saving takes a fifth of computing: worth it for a whole prompt that would be lost, not for its end."""
+    rig, first = Rig(1, 1000, move_ms=0.2), text(1, 176)
+    rig.run(text(9, 160))
+    rig.run(first)  # the one before it is saved: what that costs is learned
+    assert rig.memory.saves == 1
+    rig.run(joined(first[:kept], text(2, 32)))
+    assert rig.memory.saves == saves
+
+
 def test_what_is_kept_for_good_or_for_later_is_saved_at_any_cost() -> None:
     rig, _ = slots_that_move(3.0)
     rig.cache.park_idle()
