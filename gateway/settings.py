@@ -186,7 +186,7 @@ class QualitySettings(Section):
     order: tuple[str, ...] = Field(
         default=(),
         description="Variants from the best down, before all it does not name: model, MODEL:QUANTIZATION or "
-        "digest. For models whose perplexity nobody can measure; without it these count as worst",
+        "digest. Others rank by cost, tier and perplexity",
     )
     verdicts_per_minute: float = Field(
         default=600.0,

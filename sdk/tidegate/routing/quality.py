@@ -5,11 +5,13 @@ well a variant predicts text, not how well it answers, and comparing it across t
 CertifiedQuality lets a weaker variant meet a quality asked for only where the deployment's own outcomes
 prove it (tidegate.routing.certify).
 
-    ability(v) = BEST - (BEST - WORST) * rank(v) / (ranks - 1)     rank 0 = lowest perplexity in the snapshot
+    ability(v) = BEST - (BEST - WORST) * rank(v) / (ranks - 1)     rank 0 = the best of the snapshot
     P(good)    = 1 / (1 + exp((difficulty - ability) / SCALE))
 
-Equal perplexities share a rank; a variant that was never measured counts as worst. Where the operator states
-an order, its variants rank by it, before all others: nobody can measure the perplexity of a cloud's model.
+Where the operator states an order, its variants rank by it, before all others. Others rank by what a token of
+their model costs at most, dearer before cheaper: nobody can measure the perplexity of a cloud's model, and
+nobody pays more for a weaker one. At equal cost models that run in the cloud come first, then the lower
+perplexity, and who was never measured last. Equals share a rank.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from functools import cached_property
 from typing import Protocol
 
 from tidegate.routing.certificates import Certificate, Certified
-from tidegate.routing.domain import Snapshot, Variant
+from tidegate.routing.domain import Snapshot, Tier, Variant
 
 BEST_ABILITY = 0.97
 WORST_ABILITY = 0.60
@@ -38,7 +40,8 @@ class QualityModel(Protocol):
         ...
 
 
-_Level = tuple[int, float]
+# Place in the operator's order, or the most its model costs, whether it runs nowhere but on edges, perplexity.
+_Level = tuple[bool, float, bool, float]
 # So much of a digest names a variant.
 _DIGEST_CHARS = 12
 
@@ -53,7 +56,7 @@ def names(word: str, variant: Variant) -> bool:
 
 
 class RankedQuality:
-    """Ability by rank of measured perplexity among all variants of a snapshot, healthy or not.
+    """Ability by rank among all variants of a snapshot, healthy or not.
 
     Nodes that are down keep their rank, so that a small model does not become "the best" when the large one
     is away. `order` names variants from the best down (see names()).
@@ -76,12 +79,28 @@ class RankedQuality:
         level = self._level(variant)
         return WORST_ABILITY if level is None else self._ability.get(level, WORST_ABILITY)
 
+    @cached_property
+    def _standing(self) -> dict[str, tuple[float, bool]]:
+        """By model: what a million of its tokens costs at most, and whether it runs nowhere but on edges."""
+        found: dict[str, tuple[float, bool]] = {}
+        for group in self._snapshot.groups:
+            binding = group.kind.binding
+            for variant in group.kind.variants:
+                cost, edge_only = found.get(variant.model, (0.0, True))
+                edge_only = edge_only and binding.tier is Tier.EDGE
+                found[variant.model] = max(cost, binding.cost_per_mtoken), edge_only
+        return found
+
     def _level(self, variant: Variant) -> _Level | None:
-        """Smaller is better; None for what nobody knows."""
+        """Smaller is better; None for what the snapshot does not know."""
         for place, word in enumerate(self._order):
             if names(word, variant):
-                return (0, float(place))
-        return None if variant.perplexity is None else (1, variant.perplexity)
+                return False, float(place), False, 0.0
+        standing = self._standing.get(variant.model)
+        if standing is None:
+            return None
+        cost, edge_only = standing
+        return True, -cost, edge_only, math.inf if variant.perplexity is None else variant.perplexity
 
     def p_good(self, variant: Variant, difficulty: float) -> float:
         return _odds(difficulty, self.ability(variant))

@@ -20,10 +20,9 @@ ALL = fleet(node(variants=(SMALL, MIDDLE, UNMEASURED)), cloud())
 
 def test_ability_by_perplexity_rank() -> None:
     quality = RankedQuality(ALL)
-    assert quality.ability(LARGE) == BEST_ABILITY
-    assert quality.ability(MIDDLE) == pytest.approx((BEST_ABILITY + WORST_ABILITY) / 2)
-    assert quality.ability(SMALL) == pytest.approx(WORST_ABILITY)
-    assert quality.ability(UNMEASURED) == WORST_ABILITY
+    step = (BEST_ABILITY - WORST_ABILITY) / 3
+    for rank, variant in enumerate((LARGE, MIDDLE, SMALL, UNMEASURED)):
+        assert quality.ability(variant) == pytest.approx(BEST_ABILITY - rank * step)
 
 
 def test_a_single_measured_level_is_the_best_and_nothing_is_certified() -> None:
@@ -69,12 +68,32 @@ CLOUD = replace(
 )
 def test_a_stated_order_ranks_what_nobody_could_measure(word: str) -> None:
     snapshot = fleet(node(), cloud(), cloud("big", variants=(CLOUD,)))
-    silent, stated = RankedQuality(snapshot), RankedQuality(snapshot, (word,))
+    cheap = fleet(node(), cloud(), cloud("big", variants=(CLOUD,), cost=0.1))
+    silent, stated = RankedQuality(cheap), RankedQuality(snapshot, (word,))
     assert silent.ability(CLOUD) == WORST_ABILITY
     assert silent.is_best(LARGE)
     assert stated.ability(CLOUD) == BEST_ABILITY
     assert [v.model for v in (CLOUD, LARGE, SMALL) if stated.is_best(v)] == ["cloud-70b"]
     assert BEST_ABILITY > stated.ability(LARGE) > stated.ability(SMALL) == WORST_ABILITY
+
+
+@pytest.mark.parametrize(("edge_cost", "cloud_cost"), [(0.0, 0.6), (0.2, 0.6), (0.0, 0.0)])
+def test_a_model_nobody_could_measure_is_better_than_what_is_cheaper_or_runs_on_edges_only(
+    edge_cost: float, cloud_cost: float
+) -> None:
+    edge = node(cost=edge_cost)
+    quality = RankedQuality(fleet(edge, cloud("big", variants=(CLOUD,), cost=cloud_cost)))
+    assert quality.is_best(CLOUD)
+    assert quality.ability(SMALL) == WORST_ABILITY
+    alone = RankedQuality(fleet(edge))  # control: it is the best where there is no other
+    assert alone.is_best(SMALL)
+
+
+def test_one_model_ranks_by_perplexity_wherever_it_runs_and_whatever_it_costs() -> None:
+    better = replace(SMALL, digest="d-better", perplexity=11.0)
+    quality = RankedQuality(fleet(node(variants=(better,)), cloud(variants=(SMALL,))))
+    assert quality.is_best(better)
+    assert not quality.is_best(SMALL)
 
 
 def test_a_stated_order_wins_over_perplexity_and_foreign_words_name_nobody() -> None:
