@@ -10,6 +10,7 @@ from functools import partial
 
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.attempt import Attempt, AttemptOutcome, StallLimits, Upstream
+from gateway.dispatch.audit import Audit
 from gateway.dispatch.caller import Client
 from gateway.dispatch.errors import RETRYABLE, SUSPICIOUS, deadline_error, failure_error
 from gateway.dispatch.facts import Facts
@@ -110,7 +111,7 @@ class Dispatcher:
         self._upstream = upstream
         self._intake = intake
         self._sessions = sessions
-        self._classes = classes
+        self._audit = Audit(classes, log)
         self._policy = policy
         self._model = model
         self._facts = facts
@@ -127,7 +128,7 @@ class Dispatcher:
         self._quality_of = quality_of
         self._ranked_of = ranked_of
         self._shadows = Shadows(
-            self._route_query, self._attempt, self._audit, facts, metrics, log, clock, self._paired
+            self._route_query, self._attempt, self._audit.decided, facts, metrics, log, clock, self._paired
         )
 
     def explain(self, request: GenerateRequest, client: Client) -> Decision:
@@ -147,9 +148,9 @@ class Dispatcher:
         taken_s = self._clock() - started_s
         self._metrics.decision.observe(taken_s)
         if isinstance(result, Refusal):
-            self._audit(run, "refused", None)
+            self._audit.decided(run, "refused", None)
             raise explain.refusal_error(result)
-        self._audit(run, "told", result.first)
+        self._audit.decided(run, "told", result.first)
         return explain.route(result), taken_s * 1000
 
     async def close(self) -> None:
@@ -174,6 +175,7 @@ class Dispatcher:
                 run = self._intake.begin(request, client)
             except ServeError as error:
                 self._facts.turned_away(request, client, error)
+                self._audit.turned_away(request, client, self._intake.session_class(request, client))
                 raise
             if run.session:
                 self._sessions.put(run.session, None, run.data_class)
@@ -211,7 +213,7 @@ class Dispatcher:
             turn = None if self._line.at_once(plan) else await self._turn(run, plan, tried)
             plan = plan if turn is None else turn.plan
             choice = plan.first
-            self._audit(run, "routed", choice)
+            self._audit.decided(run, "routed", choice)
             run.row.attempts += 1
             attempt = self._attempt(run, plan)
             attempt.open()
@@ -263,6 +265,7 @@ class Dispatcher:
         """
         started_s = self._clock()
         if run.deadline_s is not None and started_s >= run.deadline_s:
+            self._audit.decided(run, "refused", None)
             raise deadline_error()
         result = self._route(run, tried | full)
         if full and isinstance(result, Refusal) and self._line.is_open:
@@ -272,7 +275,9 @@ class Dispatcher:
         taken_s = self._clock() - started_s
         self._metrics.decision.observe(taken_s)
         if isinstance(result, Refusal):
-            self._audit(run, "refused", None)
+            self._audit.decided(run, "refused", None)
+            if self._is_logged():
+                self._log.decision(run.request.request_id, explain.refusal_record(result))
             raise failed or explain.refusal_error(result)
         return result, taken_s * 1000
 
@@ -282,7 +287,7 @@ class Dispatcher:
         try:
             return await self._line.turn(plan, run.deadline_s, partial(self._route, run, tried))
         except ServeError:
-            self._audit(run, "refused", None)
+            self._audit.decided(run, "refused", None)
             raise
         finally:
             run.row.waited_ms += (self._clock() - started_s) * 1000
@@ -307,17 +312,6 @@ class Dispatcher:
         snapshot = self._fleet.snapshot()
         return self._policy.route(snapshot, query, self._model, self._rng, self._quality_of(snapshot))
 
-    def _audit(self, run: RequestRun, decision: str, choice: Choice | None) -> None:
-        if self._classes.is_limited(run.data_class):
-            self._log.audit(
-                request_id=run.request.request_id,
-                tenant=run.client.tenant,
-                data_class=run.data_class,
-                decision=decision,
-                node="" if choice is None else choice.node.announcement.name,
-                tier="" if choice is None else choice.node.binding.tier.value,
-            )
-
     def _note_route(self, run: RequestRun, plan: Plan, decision_ms: float) -> None:
         self._facts.crowding.decided(plan)
         row, choice = run.row, plan.first
@@ -325,9 +319,13 @@ class Dispatcher:
         row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms
         row.predicted_ttft_p95_ms = choice.prediction.ttft_p95_ms
         row.at_risk, row.cost_per_mtoken = not choice.qualified, choice.cost_per_mtoken
-        share = self._options.log_share
-        if share > 0.0 and self._rng() < share:
+        if self._is_logged():
             self._log.decision(run.request.request_id, explain.record(plan))
+
+    def _is_logged(self) -> bool:
+        """Draws whether a decision is among those that are logged."""
+        share = self._options.log_share
+        return share > 0.0 and self._rng() < share
 
     def _attempt(self, run: RequestRun, plan: Plan) -> Attempt:
         choice = plan.first

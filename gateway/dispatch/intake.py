@@ -63,7 +63,7 @@ class Intake:
             )
         session = self._sessions.name(client.tenant, request.session_id) if request.session_id else ""
         data_class = self._classes.effective(
-            request.data_class, client.class_floor, self._sessions.data_class(session) if session else ""
+            request.data_class, client.class_floor, self.session_class(request, client)
         )
         engine_input = _engine_input(request)
         resolved = levels.names.resolve(request.model, request.request_id, session)
@@ -98,6 +98,12 @@ class Intake:
             resolved=resolved,
             row=RequestRow(request.request_id, client.tenant, request.model, data_class),
         )
+
+    def session_class(self, request: GenerateRequest, client: Client) -> str:
+        """The strictest data class that the request's session had, "" without one."""
+        if not request.session_id:
+            return ""
+        return self._sessions.data_class(self._sessions.name(client.tenant, request.session_id))
 
     def _analyze(self, request: GenerateRequest) -> tuple[Analysis, int | None]:
         """And what the context must hold, where texts are embedded: the longest of them."""

@@ -27,6 +27,9 @@ class DataClasses:
         self._rules = dict(rules)
         self._rank = {name: rank for rank, (name, _) in enumerate(rules)}
 
+    def knows(self, name: str) -> bool:
+        return name in self._rank
+
     def effective(self, asked: str, floor: str, session: str = "") -> str:
         """The strictest of what the request asks, its key demands and its session had.
 

@@ -45,6 +45,11 @@ class RequestRow:
 
 
 class RequestLog:
+    def __init__(self) -> None:
+        # Whoever wants decisions or an audit gets them, however quiet the rest of the log is.
+        for logger in (_decisions, _audit):
+            logger.setLevel(logging.INFO)
+
     def write(self, row: RequestRow) -> None:
         fields = {
             k: round(v, _DIGITS.get(k, 2)) if isinstance(v, float) else v for k, v in asdict(row).items()

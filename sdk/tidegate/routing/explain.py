@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tidegate.routing.domain import Budget, Candidate, Explanation, Route, ServeError, is_saving
+from tidegate.routing.domain import Budget, Candidate, Explanation, Route, RouteQuery, ServeError, is_saving
 from tidegate.routing.filters import Filter
 from tidegate.routing.plan import Choice, Extra, Pick, Plan, Reason, Refusal
 
@@ -210,10 +210,28 @@ def _limits(budget: Budget) -> str:
 
 def record(plan: Plan) -> dict[str, object]:
     """The decision as plain data for a log: numbers and names, nothing of the prompt."""
-    query = plan.query
     return {
         "policy": plan.policy,
         "pick": plan.pick.value,
+        **_asked(plan.query),
+        "filtered": {str(name): count for name, count in plan.removed.items()},
+        "considered": plan.considered,
+        "candidates": [_scored(c) for c in plan.choices],
+    }
+
+
+def refusal_record(refusal: Refusal) -> dict[str, object]:
+    """The same of a decision that sent the request nowhere."""
+    return {
+        "refused": refusal.reason.value,
+        **_asked(refusal.query),
+        "filtered": {str(name): count for name, count in refusal.removed.items()},
+        "candidates": [_scored(c) for c in refusal.choices],
+    }
+
+
+def _asked(query: RouteQuery) -> dict[str, object]:
+    return {
         "model": query.model,
         "named": query.named,
         "prompt_tokens": query.analysis.prompt_tokens,
@@ -223,22 +241,21 @@ def record(plan: Plan) -> dict[str, object]:
         "margins": {tier.value: round(factor, 3) for tier, factor in query.margins.items()},
         "longest_ms": round(query.longest_ms, 2) if query.longest_ms < math.inf else None,
         "elapsed_ms": round(query.elapsed_ms, 2),
-        "filtered": {str(name): count for name, count in plan.removed.items()},
-        "considered": plan.considered,
-        "candidates": [
-            {
-                "node": c.node.announcement.name,
-                "variant": c.variant.digest[:12],
-                "ttft_ms": round(c.prediction.ttft_ms, 2),
-                "queue_ms": round(c.prediction.queue_ms, 2),
-                "wake_ms": round(c.prediction.wake_ms, 2),
-                "total_ms": round(c.prediction.total_ms, 2),
-                "cached_tokens": c.prediction.cached_tokens,
-                "p_meet": round(c.p_meet, 4),
-                "qualified": c.qualified,
-                "cost_per_mtoken": c.cost_per_mtoken,
-                "extra_cost": None if c.extra is None else [round(each, 6) for each in c.extra],
-            }
-            for c in plan.choices
-        ],
+    }
+
+
+def _scored(choice: Choice) -> dict[str, object]:
+    p = choice.prediction
+    return {
+        "node": choice.node.announcement.name,
+        "variant": choice.variant.digest[:12],
+        "ttft_ms": round(p.ttft_ms, 2),
+        "queue_ms": round(p.queue_ms, 2),
+        "wake_ms": round(p.wake_ms, 2),
+        "total_ms": round(p.total_ms, 2),
+        "cached_tokens": p.cached_tokens,
+        "p_meet": round(choice.p_meet, 4),
+        "qualified": choice.qualified,
+        "cost_per_mtoken": choice.cost_per_mtoken,
+        "extra_cost": None if choice.extra is None else [round(each, 6) for each in choice.extra],
     }

@@ -40,7 +40,7 @@ class QualityModel(Protocol):
         ...
 
 
-# Place in the operator's order, or the most its model costs, whether it runs nowhere but on edges, perplexity.
+# Place in the operator's order, or the most its model costs, whether it runs on edges alone, perplexity.
 _Level = tuple[bool, float, bool, float]
 # So much of a digest names a variant.
 _DIGEST_CHARS = 12
@@ -81,7 +81,7 @@ class RankedQuality:
 
     @cached_property
     def _standing(self) -> dict[str, tuple[float, bool]]:
-        """By model: what a million of its tokens costs at most, and whether it runs nowhere but on edges."""
+        """By model: what a million of its tokens costs at most, and whether it runs on edges alone."""
         found: dict[str, tuple[float, bool]] = {}
         for group in self._snapshot.groups:
             binding = group.kind.binding

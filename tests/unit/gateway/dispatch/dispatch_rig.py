@@ -143,6 +143,7 @@ class Rig:
         limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008
         outcomes: Outcomes | None = None,
         order: tuple[str, ...] = (),
+        log_share: float = 0.0,
         **scripts: list[Script],
     ) -> None:
         clock = asyncio.get_running_loop().time
@@ -173,7 +174,9 @@ class Rig:
             log=log,
             admission=self.admission,
             line=self.line,
-            options=DispatchOptions(max_attempts=3, stall=StallLimits(first_s=20.0, between_s=10.0)),
+            options=DispatchOptions(
+                max_attempts=3, stall=StallLimits(first_s=20.0, between_s=10.0), log_share=log_share
+            ),
             clock=clock,
             rng=lambda: 0.0,
             new_token=lambda: "unguessable-token",

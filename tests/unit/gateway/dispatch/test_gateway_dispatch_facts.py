@@ -450,3 +450,38 @@ async def test_decisions_know_what_crowds_their_model_and_teach_it(monkeypatch: 
     )
     await rig.run(ask())
     assert (rig.tried, taught) == (["n2"], [("auto", "crowded")])
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO])
+async def test_the_audit_is_complete_at_every_level_and_for_who_was_turned_away(
+    caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    rig = Rig(n1=[answer(), answer()], in_flight=1)
+    caplog.set_level(level)  # of the root, as log.level sets it
+    caplog.handler.setLevel(0)
+    await rig.run(ask("r1", data_class="restricted", session_id="chat"))
+    with pytest.raises(ServeError, match="above this gateway's limit"):
+        await rig.run(ask("r2", session_id="chat", max_tokens=1 << 20))
+    running = asyncio.create_task(rig.run(ask("r3")))
+    await asyncio.sleep(0)
+    for name, data_class in (("r4", "restricted"), ("r5", "public"), ("r6", "unheard of")):
+        with pytest.raises(ServeError, match="is full"):
+            await rig.run(ask(name, data_class=data_class))
+    await running
+    with pytest.raises(ServeError) as late:
+        await rig.run(ask("r7", data_class="restricted", remaining_ms=0.0))
+    assert late.value.code is Code.DEADLINE_EXCEEDED
+    lines = [(r.request_id, r.decision, r.node) for r in caplog.records if r.name == "gateway.audit"]  # type: ignore[attr-defined]
+    routed = ("r1", "routed", "name-n1")
+    assert lines == [routed, ("r2", "refused", ""), ("r4", "refused", ""), ("r7", "refused", "")]
+
+
+async def test_refusals_are_logged_as_decisions_are(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    rig = Rig(n1=[answer()], log_share=1.0)
+    await rig.run(ask("r1"))
+    with pytest.raises(ServeError):
+        await rig.run(ask("r2", model="unknown"))
+    first, second = [vars(r) for r in caplog.records if r.name == "gateway.decisions"]
+    assert (first["request_id"], first["pick"], len(first["candidates"])) == ("r1", "only", 1)
+    assert (second["request_id"], second["refused"], second["candidates"]) == ("r2", "MODEL_UNKNOWN", [])
