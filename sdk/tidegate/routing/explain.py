@@ -40,25 +40,27 @@ _REFUSAL_WORDS = {
 }
 
 
-def why(plan: Plan, index: int = 0) -> str:
-    """One sentence on why this choice stands where it does."""
-    choice = plan.choices[index]
+def why(plan: Plan, index: int = 0, *, judged: bool = False) -> str:
+    """One sentence on why this choice stands where it does; with P(good) where a quality was asked for, or
+    `judged`."""
+    choice, judged = plan.choices[index], judged or plan.query.min_p_good > 0.0
     named = f", as {plan.query.named}" if plan.query.named else ""
     if index:
-        return f"fallback {index}{named}: {_scores(choice, plan)}"
-    return f"{_lead(plan)}{named}: {_scores(choice, plan)}"
+        return f"fallback {index}{named}: {_scores(choice, plan.query, judged)}"
+    return f"{_lead(plan)}{named}: {_scores(choice, plan.query, judged)}"
 
 
 def route(plan: Plan, *, judged: bool = False) -> Route:
     """Where the plan sends the request first, and why. P(good) is told where a quality was asked for, or
     `judged`: nobody else's prompt is judged, which takes longer than deciding."""
-    return plan.first.route(why(plan), judged=judged or plan.query.min_p_good > 0.0)
+    judged = judged or plan.query.min_p_good > 0.0
+    return plan.first.route(why(plan, judged=judged), judged=judged)
 
 
 def explanation(plan: Plan, decision_ms: float = 0.0) -> Explanation:
     """The plan as the domain's Explanation, best first."""
     return Explanation(
-        candidates=tuple(_candidate(c, why(plan, i)) for i, c in enumerate(plan.choices)),
+        candidates=tuple(_candidate(c, why(plan, i, judged=True)) for i, c in enumerate(plan.choices)),
         filtered=dict(plan.removed),
         prompt_tokens=plan.query.analysis.prompt_tokens,
         difficulty=plan.query.analysis.difficulty,
@@ -156,8 +158,8 @@ def _lead(plan: Plan) -> str:
             return f"{plan.policy} ({tier})"
 
 
-def _scores(choice: Choice, plan: Plan) -> str:
-    p, query = choice.prediction, plan.query
+def _scores(choice: Choice, query: RouteQuery, judged: bool) -> str:
+    p = choice.prediction
     parts = [f"TTFT {p.ttft_ms:.0f} ms (queue {p.queue_ms:.0f}, prefill {p.prefill_ms:.0f}, "]
     parts[0] += f"network {p.network_ms:.0f}), p95 {p.ttft_p95_ms:.0f} ms"
     if p.wake_ms:
@@ -168,9 +170,9 @@ def _scores(choice: Choice, plan: Plan) -> str:
         factor = query.margins.get(choice.node.binding.tier, 1.0)
         spare = f" with {100 * (1 - 1 / factor):.0f} % of it to spare" if factor > 1.0 else ""
         parts.append(f"P(meets budget{spare}) {choice.p_meet:.2f} of {query.target_share:.2f}")
-    if query.min_p_good > 0:
-        proven = "certified" if choice.certified else "not certified"
-        parts.append(f"P(good) {choice.p_good:.2f} of {query.min_p_good:.2f} ({proven})")
+    if judged:
+        asked = f" of {query.min_p_good:.2f}" if query.min_p_good > 0 else ""
+        parts.append(f"P(good) {choice.p_good:.2f}{asked} ({'' if choice.certified else 'not '}certified)")
     parts.append(f"cost {choice.cost_per_mtoken:.4g} per million tokens{_extra(choice)}")
     power = choice.node.load.power
     if power is not None and power.on_battery and power.battery_share is not None:

@@ -48,7 +48,8 @@ async def model_of(client: tidegate.Client, **options: Any) -> str:
 async def certified_over_http(rig: Rig) -> bool:
     chat = {"model": "auto", "messages": [{"role": "user", "content": "Thanks!"}], "max_tokens": 1}
     async with aiohttp.ClientSession(f"http://127.0.0.1:{rig.ports.http}") as http:
-        async with http.post("/v1/chat/completions", json=chat) as answer:
+        asked = {"x-tidegate-quality": "0.7"}
+        async with http.post("/v1/chat/completions", json=chat, headers=asked) as answer:
             told: bool = (await answer.json())["tidegate"]["route"]["certified"]
             return told
 

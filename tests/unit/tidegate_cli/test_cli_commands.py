@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import socket
@@ -31,7 +32,7 @@ NODE = NodeInfo(
     rtt_ms=3.4,
     speeds=Speeds(600.0, ((1, 60.0),)),
 )
-ROUTE = default_route(node_id="edge-a")
+ROUTE = dataclasses.replace(default_route(node_id="edge-a"), p_good=1.0)
 
 
 @pytest.fixture
