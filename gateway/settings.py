@@ -213,7 +213,11 @@ class ModelRule(Section):
 
 
 class LimitSettings(Section):
-    in_flight: int = Field(default=1000, gt=0, description="Requests served at once; more are refused")
+    in_flight: int = Field(
+        default=1000,
+        gt=0,
+        description="Requests served at once; more are refused. Of several tenants one takes at most 8/9 of it",
+    )
     in_flight_mbytes: int = Field(
         default=256, gt=0, description="Prompt text of all requests served at once, in MB; more is refused"
     )

@@ -78,7 +78,11 @@ class GatewayApp:
         self._classes = wiring.data_classes(settings)
         self._sessions = Sessions(secret + b"sessions", clock, stricter=self._classes.stricter)
         self._latency = LearnedLatency()
-        self._admission = Admission(settings.limits.in_flight, settings.limits.in_flight_mbytes * 1_000_000)
+        self._admission = Admission(
+            settings.limits.in_flight,
+            settings.limits.in_flight_mbytes * 1_000_000,
+            shared=len({client.tenant for client in settings.clients}) > 1,
+        )
         analyzer = wiring.analyzer(settings, secret)
         self._outcomes = wiring.outcomes(settings, analyzer.fingerprint, self._best)
         self._certificates = Certificates(settings.quality.certificates, analyzer.fingerprint, self._best)

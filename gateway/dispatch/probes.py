@@ -27,6 +27,7 @@ from tidegate.routing.domain import (
     Sampling,
     Variant,
     Work,
+    is_saving,
 )
 from tidegate.routing.plan import Choice
 from tidegate.routing.prediction import Prediction
@@ -100,8 +101,10 @@ class Probes:
             self._last_s.clear()
         start = int(self._rng() * len(nodes)) if len(nodes) > LOOKED_AT else 0
         for node in (nodes[start:] + nodes[:start])[:LOOKED_AT]:
-            # A model is not loaded for a probe.
-            idle = not node.active and not node.load.wake_ms
+            # No model is loaded for a probe, no battery spared is used and no metered link.
+            power = node.load.power
+            costs = node.load.wake_ms or is_saving(node) or (power is not None and power.metered)
+            idle = not node.active and not costs
             if idle and node.health is Health.READY and not node.load.draining:
                 yield from ((node, variant) for variant in node.announcement.variants)
 

@@ -31,8 +31,10 @@ SURE_SHARE = 0.9
 # A node whose round trip is more than this share of a request's time would stand idle while work travels.
 IDLE_SHARE = 0.02
 RETRY_MIN_MS = 50.0
-# Lanes tried per round: each costs a decision.
+# Lanes tried per round: each costs a decision. Half of them are those that come first, the others take turns.
 MAX_TRIES = 8
+# Clients choose any quality they like; requests that ask for nearly the same wait in one lane.
+_QUALITY_BANDS = 20
 _PACE_KEEP = 0.9
 _MAX_LANES = 256
 _LONG_TOKENS = 2048
@@ -83,7 +85,7 @@ def lane_of(query: RouteQuery, reserved: frozenset[str] = frozenset()) -> Hashab
         query.placement,
         query.class_rule,
         query.needs,
-        query.min_p_good,
+        round(query.min_p_good * _QUALITY_BANDS),
         query.tenant if query.tenant in reserved else "",
         tokens.bit_length() if tokens > _LONG_TOKENS else 0,
     )
@@ -211,6 +213,7 @@ class AdmissionQueue:
         self._queue = FairQueue(limits.waiting, floor_share=limits.floor_share)
         self._paces: dict[Hashable, _Pace] = {}
         self._numbers = 0
+        self._tried = 0
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -270,7 +273,7 @@ class AdmissionQueue:
 
         Call it again after what it gave was acted on, until it gives None.
         """
-        for ticket in self._queue.heads(now_s)[:MAX_TRIES]:
+        for ticket in self._tries(self._queue.heads(now_s)):
             result = decide(ticket)
             if isinstance(result, Refusal):
                 self._queue.remove(ticket)
@@ -282,6 +285,15 @@ class AdmissionQueue:
                 self._paces[ticket.lane].served(ticket.tokens, now_s)
                 return Granted(ticket, placed)
         return None
+
+    def _tries(self, heads: list[Ticket]) -> list[Ticket]:
+        """Lanes whose nodes are full must not keep one waiting for good whose nodes are idle."""
+        if len(heads) <= MAX_TRIES:
+            return heads
+        first, rest = heads[: MAX_TRIES // 2], heads[MAX_TRIES // 2 :]
+        start = self._tried % len(rest)
+        self._tried += MAX_TRIES - len(first)
+        return first + (rest[start:] + rest[:start])[: MAX_TRIES - len(first)]
 
     def leave(self, ticket: Ticket) -> None:
         """It waits no more: its client went, or its time is over."""

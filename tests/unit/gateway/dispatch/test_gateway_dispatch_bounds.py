@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, suppress
 
 import pytest
 from dispatch_rig import SILENT, Rig, answer, ask, fails, token
 
 from gateway.dispatch import Levels
+from gateway.dispatch.admission import Admission
 from gateway.dispatch.caller import Client
 from gateway.dispatch.intake import MAX_INPUT_BYTES, MAX_STOP_CHARS
 from tidegate.link import intake as link_intake
@@ -213,3 +214,28 @@ async def test_levels_fill_in_what_a_request_leaves_open() -> None:
     await rig.run(ask("b", model="tide"))  # the node's own alias
     error = await refused(rig, ask("c", model="unknown"))
     assert error.code is Code.NOT_FOUND
+
+
+def held_by_one(admission: Admission, held: ExitStack, tenant: str, count: int, size: int = 0) -> int:
+    """How many of so many requests of a tenant are admitted."""
+    admitted = 0
+    for number in range(count):
+        with suppress(ServeError):
+            held.enter_context(admission.admit(tenant, f"{number}", size))
+            admitted += 1
+    return admitted
+
+
+@pytest.mark.parametrize(("limit", "limit_bytes"), [(90, 1 << 30), (1000, 9000)])
+def test_no_tenant_takes_all_the_room_where_there_are_others(limit: int, limit_bytes: int) -> None:
+    shared, alone = Admission(limit, limit_bytes, shared=True), Admission(limit, limit_bytes)
+    with ExitStack() as held:
+        assert held_by_one(shared, held, "greedy", 100, 100) == 80
+        assert held_by_one(shared, held, "late", 100, 100) in (8, 9)
+        assert held_by_one(shared, held, "later", 100, 100) == 1
+    with ExitStack() as held:
+        assert held_by_one(alone, held, "greedy", 100, 100) == 90
+        assert held_by_one(alone, held, "late", 100, 100) == 0  # control
+    with ExitStack() as held:
+        assert held_by_one(shared, held, "late", 100, 100) == 80  # what ended is free again
+        assert held_by_one(Admission(1, shared=True), held, "one", 2) == 1

@@ -9,7 +9,7 @@ from dispatch_rig import Rig, answer, ask
 
 from gateway.dispatch.caller import Client
 from gateway.dispatch.probes import TENANT, Probes
-from tidegate.routing.domain import NodeLoad
+from tidegate.routing.domain import NodeLoad, Power
 from tidegate.routing.plan import Plan
 
 pytestmark = pytest.mark.looptime
@@ -40,9 +40,16 @@ async def test_a_node_is_probed_once_it_was_quiet_for_long_and_idle() -> None:
     await pass_time(rig, 290.0)
     assert not await probing.once()
     await pass_time(rig, 20.0)
-    rig.fleet.heartbeat("n1", NodeLoad(running=1))
-    assert not await probing.once()
-    rig.fleet.heartbeat("n1", NodeLoad())
+    metered = Power(metered=True)
+    for not_now in (
+        NodeLoad(running=1),
+        NodeLoad(wake_ms=900.0),
+        NodeLoad(power=metered),
+        NodeLoad(draining=True),
+    ):
+        rig.fleet.heartbeat("n1", not_now)
+        assert not await probing.once()
+    rig.fleet.heartbeat("n1", NodeLoad(power=Power(on_battery=True, battery_share=0.1)))  # none is spared
     assert await probing.once()
     assert [(n, w.tenant, w.max_tokens) for n, w in rig.nodes.works] == [("n1", TENANT, 4)]
     assert not await probing.once()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from routing_fixtures import always, cloud, fleet, node, query
+from dataclasses import replace
 
-from tidegate.routing.admission import place
+import pytest
+from routing_fixtures import SMALL, always, cloud, fleet, node, query
+
+from tidegate.routing.admission import MAX_TRIES, AdmissionLimits, AdmissionQueue, lane_of, place
 from tidegate.routing.domain import NodeLoad, Speeds
 from tidegate.routing.latency import LearnedLatency
-from tidegate.routing.plan import Pick, Plan
+from tidegate.routing.plan import Pick, Plan, Refusal
 from tidegate.routing.policy import route
+from tidegate.routing.waiting import Ticket
 
 MODEL = LearnedLatency()
 FULL = NodeLoad(running=4)
@@ -34,3 +38,30 @@ def test_patience_is_for_cheaper_nodes() -> None:
     full = node("full", load=FULL)
     assert placed(full, cloud(), wait_ms=1900.0) is None
     assert placed(full, cloud(), wait_ms=2100.0) is not None
+
+
+@pytest.mark.parametrize("lanes", [MAX_TRIES, 4 * MAX_TRIES])
+def test_lanes_that_cannot_go_do_not_keep_back_one_that_can(lanes: int) -> None:
+    """Models m0, m1, ... run on a node that is full, and before who can go somebody waits for each of them."""
+    variants = tuple(replace(SMALL, model=f"m{n}", digest=f"d{n}") for n in range(lanes))
+    full = node("full", variants=variants, load=FULL)
+    queue, asked = AdmissionQueue(AdmissionLimits(), MODEL), {}
+    for model in [v.model for v in variants] + ["other"]:
+        other = node("idle", variants=(replace(SMALL, model="other", digest="other"),), load=FULL)
+        plan = route(fleet(full, other), query(model=model), MODEL, always(0.0))
+        assert isinstance(plan, Plan)
+        ticket = queue.enter(plan, 100.0, 0.0)
+        assert isinstance(ticket, Ticket)
+        asked[ticket.number] = plan.query
+        queue.push(ticket, 0.0)
+
+    def now(ticket: Ticket) -> Plan | Refusal:
+        return route(fleet(full, replace(other, load=NodeLoad())), asked[ticket.number], MODEL, always(0.0))
+
+    granted = [g.ticket for _ in range(lanes) if (g := queue.next(0.1, now)) is not None]
+    assert [asked[ticket.number].model for ticket in granted] == ["other"]
+
+
+def test_requests_that_ask_for_nearly_the_same_quality_wait_in_one_lane() -> None:
+    lanes = [lane_of(query(min_p_good=p)) for p in (0.8, 0.801, 0.9)]
+    assert lanes[0] == lanes[1] != lanes[2]
