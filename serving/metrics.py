@@ -43,7 +43,7 @@ class NodeMetrics(Collector):
                 "Tokens that running sequences may still produce",
                 known.pending_decode_tokens,
             ),
-            "free_cache_tokens": ("Free tokens of prefix cache", known.free_cache_tokens),
+            "free_cache_tokens": ("Tokens of prompts before anything warm is lost", known.free_cache_tokens),
             "pinned_tokens": ("Tokens of pinned system prompts that are held for good", known.pinned_tokens),
             "progress_age_seconds": (
                 "Time since the last step while work runs",

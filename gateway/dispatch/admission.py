@@ -27,7 +27,7 @@ class Admission:
 
     Where it is `shared` by several tenants none of them fills it: each may hold at most TIMES_FREE times what
     is still free, eight ninths alone and less beside others, so that room is left for who comes next (dynamic
-    thresholds, Choudhury and Hahne 1998). Also refuses a request_id that is being served to its tenant already.
+    thresholds, Choudhury and Hahne 1998). Also refuses a request_id that its tenant is being served already.
     """
 
     def __init__(self, limit: int, limit_bytes: int = 256_000_000, *, shared: bool = False) -> None:

@@ -24,6 +24,8 @@ NamedPositions = Sequence[tuple[bytes, int]]
 _MAX_NAMES_PER_BLOCK = 8
 _STALE_SHARE = 4
 _PINNED_SHARE = 2
+# Before the first block nobody knows how large they are: there is room for all.
+_UNKNOWN_TOKENS = 1 << 30
 
 
 class Block(Protocol):
@@ -66,6 +68,14 @@ class BlockTree(Generic[B]):
         self._age = 0.0
         self.used_bytes = self.pinned_bytes = 0
         self.given_up = 0
+
+    @property
+    def room_tokens(self) -> int:
+        """How many more tokens may be parked before anything is given up, blocks being as large as so far."""
+        if not self._count:
+            return _UNKNOWN_TOKENS
+        free_bytes = max(self.budget_bytes - self.used_bytes, 0)
+        return free_bytes * self._count // max(self.used_bytes, 1) * self.block_tokens
 
     def match(self, namespace: str, tokens: Tokens) -> list[Node[B]]:
         """The parked blocks that `tokens` begin with, compared token by token, first block first."""

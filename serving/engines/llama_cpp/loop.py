@@ -368,13 +368,13 @@ class DecodeLoop:
         return emissions
 
     def _load(self) -> LoadState:
-        held, prefill, decode = progress(self._active)
+        prefill, decode = progress(self._active)
         return LoadState(
             running=len(self._active),
             queued=len(self._queue),
             pending_prefill_tokens=self._queue.pending_tokens + prefill,
             pending_decode_tokens=decode + sum(w.item.work.max_tokens for w in self._queue),
-            free_cache_tokens=self._config.context_tokens * self._config.slots - held,
+            free_cache_tokens=self.cache.room_tokens(self._config.context_tokens),
             seen=self._seen,
             pinned_tokens=self._warmer.pinned_tokens if self._warmer is not None else 0,
         )

@@ -119,6 +119,13 @@ class PrefixCache:
     def idle(self) -> int:
         return sum(not slot.busy for slot in self.slots)
 
+    def room_tokens(self, context_tokens: int) -> int:
+        """How many tokens new prompts may have before anything warm is lost; a slot has room for
+        `context_tokens`. What lies in idle slots is not lost as far as there is room to park it."""
+        warm = [slot.filled for slot in self.slots if not slot.busy]
+        kept = 0 if self.tree is None else self.tree.room_tokens
+        return len(warm) * context_tokens - max(sum(warm) - kept, 0)
+
     def take(self, prompt: Tokens, tenant: str, names: NamedPositions, *, public: bool = False) -> Lease:
         """An idle slot for `prompt`, now busy. There must be one. `public`: all of it is public data.
 

@@ -124,16 +124,15 @@ class Running:
         return Finish(result, Usage(self.prompt_tokens, self.index, self.cached))
 
 
-def progress(active: Sequence[Running]) -> tuple[int, int, int]:
-    """(tokens in the cache, prompt tokens to compute, answer tokens that may still come)."""
-    held = prefill = decode = 0
+def progress(active: Sequence[Running]) -> tuple[int, int]:
+    """(prompt tokens to compute, answer tokens that may still come)."""
+    prefill = decode = 0
     for running in active:
         filled, prompt = running.slot.filled, len(running.prompt)
-        held += filled
         if prompt > filled:
             prefill += prompt - filled
         decode += running.limit_index - running.index
-    return held, prefill, decode
+    return prefill, decode
 
 
 def cache_namespace(work: Work) -> str:

@@ -42,7 +42,7 @@ def test_patience_is_for_cheaper_nodes() -> None:
 
 @pytest.mark.parametrize("lanes", [MAX_TRIES, 4 * MAX_TRIES])
 def test_lanes_that_cannot_go_do_not_keep_back_one_that_can(lanes: int) -> None:
-    """Models m0, m1, ... run on a node that is full, and before who can go somebody waits for each of them."""
+    """Models m0, m1, ... run on a node that is full, and somebody waits for each of them."""
     variants = tuple(replace(SMALL, model=f"m{n}", digest=f"d{n}") for n in range(lanes))
     full = node("full", variants=variants, load=FULL)
     queue, asked = AdmissionQueue(AdmissionLimits(), MODEL), {}

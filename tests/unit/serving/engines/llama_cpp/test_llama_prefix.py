@@ -319,3 +319,18 @@ def test_nobody_waits_for_another_ones_prefix_that_would_be_dearer_to_bring(
     leader = rig.begin(joined(shared, text(4, 8)), compute=16)
     follower = rig.cache.take(joined(shared, text(5, 8)), "t", ())
     assert (follower.leader is leader.slot) == waits
+
+
+@pytest.mark.parametrize("parked_tokens", [0, 320, 100_000])
+def test_room_is_what_new_prompts_may_have_before_anything_warm_is_lost(parked_tokens: int) -> None:
+    rig = Rig(2, parked_tokens)
+    assert rig.cache.room_tokens(1000) == 2000
+    rig.run(text(1, 160))
+    lost = 160 if parked_tokens == 0 else 0
+    assert rig.cache.room_tokens(1000) == 2000 - lost
+    for seed in (2, 3, 4, 5):
+        rig.run(text(seed, 160))  # the oldest are parked, as far as there is room
+    still = {0: 320, 320: 320, 100_000: 0}[parked_tokens]
+    assert rig.cache.room_tokens(1000) == 2000 - still
+    rig.begin(text(6, 160))  # a running one leaves one slot to others
+    assert rig.cache.room_tokens(1000) == 1000 - (0 if parked_tokens == 100_000 else 160)
