@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from simulator.tables import BadInput, Table
+from simulator.tables import MOST, BadInput, Table
 from tidegate.routing.domain import Tier
 
 FAULTS = ("kill", "slow", "silent")
+# Beyond these a file does not mean what it says, and a run would never end or leave what floats hold.
+# Tokens per second, of prefill and of one stream:
+SLOWEST_TPS, FASTEST_TPS = 1e-3, 1e9
+# Sigma of a lognormal factor: at 3 one request in a hundred is a thousand times slower than usual.
+MOST_NOISE = 3.0
+# Times slower:
+LEAST_FACTOR, MOST_FACTOR = 1e-3, 1e4
+# P(good) is P(u < ability) with u in [0, 1]: above 1 is always good. Percentages are a mistake.
+MOST_ABILITY = 10.0
+MOST_NODES, MOST_REPLICAS, MOST_SHARE = 100_000, 1_000, 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,10 @@ class NodeSpec:
     failures: tuple[Fault, ...] = ()
 
     def step_s(self, batch: int) -> float:
-        """Seconds of one decode step; the time per step is linear between the points of the curve."""
+        """Seconds of one decode step; the time per step is linear between the points of the curve.
+
+        Beyond the last point it goes on as before, but gets no shorter: it would be negative in the end.
+        """
         low_n, low_s = self.decode[0][0], 1.0 / self.decode[0][1]
         slope = 0.0
         for n, tps in self.decode[1:]:
@@ -53,6 +68,8 @@ class NodeSpec:
             if batch <= n:
                 break
             low_n, low_s = n, 1.0 / tps
+        else:
+            slope = max(slope, 0.0)
         return low_s + slope * (batch - low_n) if batch > self.decode[0][0] else 1.0 / self.decode[0][1]
 
 
@@ -81,11 +98,13 @@ class FleetSpec:
 def load_fleet(path: Path) -> FleetSpec:
     """Raises BadInput."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise BadInput(f"{path}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise BadInput(f"{path}: nested too deeply") from error
     try:
         return parse_fleet(data)
     except BadInput as error:
@@ -103,38 +122,55 @@ def parse_fleet(data: Mapping[str, Any]) -> FleetSpec:
     fleet = FleetSpec(
         nodes=nodes,
         slos=slos,
-        ability=quality.table("ability").numbers(),
-        seen_noise=quality.number("seen_noise", 0.15),
-        required_share=quality.number("required_share", 0.0),
-        replicas=gateways.whole("replicas", 1, least=1),
+        ability=quality.table("ability").numbers(least=0.0, most=MOST_ABILITY),
+        seen_noise=quality.number("seen_noise", 0.15, least=0.0),
+        required_share=quality.number("required_share", 0.0, least=0.0, most=1.0),
+        replicas=gateways.whole("replicas", 1, least=1, most=MOST_REPLICAS),
         heartbeat_s=gateways.number("heartbeat_s", 1.0, above=0.0),
     )
     for table in (top, quality, gateways):
         table.done()
-    if not nodes or sum(s.share for s in slos) <= 0.0:
-        raise BadInput("a fleet needs a node and an SLO class with a share")
+    _must_fit_together(fleet)
     return fleet
+
+
+def _must_fit_together(fleet: FleetSpec) -> None:
+    """What no table shows by itself. Raises BadInput."""
+    if not fleet.nodes:
+        raise BadInput("a fleet needs a node")
+    if not any(slo.share > 0.0 for slo in fleet.slos):
+        raise BadInput("a fleet needs an SLO class with a share above 0")
+    for what, names in (
+        ("node", [spec.name for spec in fleet.nodes]),
+        ("slo", [slo.name for slo in fleet.slos]),
+    ):
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        if twice:
+            raise BadInput(f"{what} {twice[0]}: name is that of another {what}")
+    for spec in fleet.nodes if fleet.ability else ():
+        if spec.variant not in fleet.ability:
+            raise BadInput(f"fleet: quality: ability lacks {spec.variant}, the variant of node {spec.name}")
 
 
 def _nodes(entry: Any) -> list[NodeSpec]:
     name = Table("node", entry).text("name")
     table = Table(f"node {name}", entry)
     table.has("name")
-    count = table.whole("count", 1, least=1)
+    count = table.whole("count", 1, least=1, most=MOST_NODES)
     spec = NodeSpec(
         name=name,
         tier=_tier(table),
         variant=table.text("variant"),
         slots=table.whole("slots", least=1),
         context_tokens=table.whole("context_tokens", least=1),
-        prefill_tps=table.number("prefill_tps", above=0.0),
+        prefill_tps=table.number("prefill_tps", least=SLOWEST_TPS, most=FASTEST_TPS),
         prefill_chunk=table.whole("prefill_chunk", least=1),
         decode=_decode(table),
         cache_tokens=table.whole("cache_tokens", 0),
         region=table.text("region", ""),
-        rtt_ms=table.pair("rtt_ms", (0.0, 0.0)),
-        speed_noise=table.number("speed_noise", 0.0),
-        cost_per_mtoken=table.number("cost_per_mtoken", 0.0),
+        rtt_ms=table.pair("rtt_ms", (0.0, 0.0), least=0.0),
+        speed_noise=table.number("speed_noise", 0.0, least=0.0, most=MOST_NOISE),
+        cost_per_mtoken=table.number("cost_per_mtoken", 0.0, least=0.0),
         queue_limit=table.whole("queue_limit", 1 << 20),
         failures=tuple(_fault(table.where, each) for each in table.items("failures", ())),
     )
@@ -151,8 +187,13 @@ def _tier(table: Table) -> Tier:
 
 def _decode(table: Table) -> tuple[tuple[int, float], ...]:
     points = sorted(table.as_pair("decode_tps", point) for point in table.items("decode_tps"))
-    if not points or any(n < 1 or n != int(n) or tps <= 0.0 for n, tps in points):
+    if not points or any(not 1 <= n <= MOST or n != int(n) or tps <= 0.0 for n, tps in points):
         raise table.wrong("decode_tps", "must be [[sequences at once, tokens/s of each], ...], all above 0")
+    for _, tps in points:
+        table.as_number("decode_tps", tps, least=SLOWEST_TPS, most=FASTEST_TPS)
+    for (n, _), (other, _) in pairwise(points):
+        if n == other:
+            raise table.wrong("decode_tps", f"has two points for {n:g} sequences at once")
     return tuple((int(n), tps) for n, tps in points)
 
 
@@ -161,7 +202,12 @@ def _fault(node: str, entry: Any) -> Fault:
     kind = table.text("kind")
     if kind not in FAULTS:
         raise table.wrong("kind", f"must be one of {', '.join(FAULTS)}")
-    fault = Fault(table.number("at_s"), table.number("for_s"), kind, table.number("factor", 1.0))
+    fault = Fault(
+        at_s=table.number("at_s", least=0.0),
+        for_s=table.number("for_s", least=0.0),
+        kind=kind,
+        factor=table.number("factor", 1.0, least=LEAST_FACTOR, most=MOST_FACTOR),
+    )
     table.done()
     return fault
 
@@ -170,7 +216,7 @@ def _slo(entry: Any) -> Slo:
     name = Table("slo", entry).text("name")
     table = Table(f"slo {name}", entry)
     table.has("name")
-    share = table.number("share", above=-1e-9)
-    limits = [table.optional(key) for key in ("ttft_ms", "tpot_ms", "total_ms")]
+    share = table.number("share", least=0.0, most=MOST_SHARE)
+    limits = [table.optional(key, above=0.0) for key in ("ttft_ms", "tpot_ms", "total_ms")]
     table.done()
     return Slo(name, share, *limits)
