@@ -18,10 +18,14 @@ class SimulateCommand:
         )
         parser.add_argument("--fleet", required=True, help="TOML file that describes the nodes")
         parser.add_argument("--policy", help="which policy decides; default tidegate")
-        parser.add_argument("--compare", help="several policies on the same requests: a,b,c or all")
-        parser.add_argument("--seed", type=int, help="same seed, same result; default 0")
+        parser.add_argument(
+            "--compare", help="several policies on the same requests, instead of --policy: a,b,c or all"
+        )
+        parser.add_argument(
+            "--seed", type=int, help="a whole number of 0 or more; same seed, same result; default 0"
+        )
         parser.add_argument("--rate", type=float, help="requests per second on average; default as recorded")
-        parser.add_argument("--limit", type=int, help="only the first so many requests")
+        parser.add_argument("--limit", type=int, help="only the first so many requests of the file")
         parser.add_argument("--max-tokens", type=int, help="what requests ask for at most; default 1024")
         parser.add_argument(
             "--target-share", type=float, help="share that must meet the budget; default: the gateway's"
