@@ -54,6 +54,8 @@ class Foresight:
             self._state, self._twin = state, node.fork()
             self._twin.cache = node.cache.twin()
             self._twin.queue = [_in_turn(seq, seq.submitted_s) for seq in self._twin.queue]
+            if node.silent:
+                self._twin.go_on(now_s)  # nobody knows for how long: as if it did at once
             self._coming = [(at_s, _in_turn(seq, at_s)) for at_s, seq in sorted(node.transit, key=_at_s)]
         twin, coming = self._twin, self._coming
         while True:

@@ -130,6 +130,8 @@ class Node:
         self._count += 1
         seq.number, seq.submitted_s = self._count, now_s
         insort(self.queue, seq)
+        if self.silent:
+            return
         if self.end_s is None:
             self._start(now_s)
         elif len(self.running) < self.spec.slots:
@@ -178,24 +180,35 @@ class Node:
         )
         return len(self.queue) > self.spec.slots - len(self.running) + ended
 
-    def drop_all(self) -> list[Seq]:
-        """A crash: everything is gone, the cache too."""
+    def drop_all(self, now_s: float) -> list[Seq]:
+        """A crash: everything is gone, the cache too. Those that were lost have what was made of them."""
+        self._halt(now_s)
         lost = [*self.running, *self.queue]
-        self.running, self.queue, self.end_s = [], [], None
-        self._takes, self._decoding = [], []
+        self.running, self.queue = [], []
         self.cache.clear()
         return lost
 
-    def shift(self, now_s: float) -> None:
-        """It stood still: the present stretch starts anew."""
-        self._from_s = now_s
-        self.end_s = now_s + self._steps * self._step_s
+    def stop(self, now_s: float) -> None:
+        """It falls silent and stands still."""
+        self._halt(now_s)
+        self.silent = True
+
+    def go_on(self, now_s: float) -> None:
+        """After stop(): the step that was under way begins anew."""
+        self.silent = False
+        self._start(now_s)
+
+    def pace(self, slow: float, now_s: float) -> None:
+        """What is left takes `slow` times as long as usual from now on, also of the step under way."""
+        ratio, self.slow = slow / self.slow, slow
+        if self.end_s is not None:
+            self._step_s *= ratio
+            self._from_s = now_s - (now_s - self._from_s) * ratio
+            self.end_s = self._from_s + self._steps * self._step_s
 
     def pending(self, now_s: float) -> tuple[int, int]:
         """Prefill and decode tokens not yet computed, as an engine counts them."""
-        done = 0
-        if self.end_s is not None and now_s > self._from_s:
-            done = min(self._steps, int((now_s - self._from_s) / self._step_s + _ROUNDING))
+        done = self._done(now_s)
         prefill = sum(s.prefill / s.factor for s in self.running if s.prefill)
         prefill -= done * sum(take / s.factor for s, take in self._takes)
         prefill += sum(
@@ -217,6 +230,22 @@ class Node:
         twin.transit = [(at_s, copy.copy(s)) for at_s, s in self.transit]
         twin.cache = _Frozen(self.cache)
         return twin
+
+    def _done(self, now_s: float) -> int:
+        """Steps of the present stretch by now."""
+        if self.end_s is None or now_s <= self._from_s:
+            return 0
+        return min(self._steps, int((now_s - self._from_s) / self._step_s + _ROUNDING))
+
+    def _halt(self, now_s: float) -> None:
+        """The present stretch ends with what is done; its last step, which may end somebody, is not."""
+        if self.end_s is not None:
+            done = min(self._done(now_s), self._steps - 1)
+            for seq, take in self._takes:
+                seq.prefill -= take * done
+            for seq in self._decoding:
+                seq.produced += done
+        self.end_s, self._takes, self._decoding = None, [], []
 
     def _start(self, now_s: float) -> None:
         spec, running = self.spec, self.running

@@ -63,6 +63,7 @@ class Simulation:
         self._gateways: list[Gateway] = []
         self._beat_at = [-math.inf] * len(self._nodes)
         self._beating = [False] * len(self._nodes)
+        self._faults: list[list[Fault]] = [[] for _ in self._nodes]
         if gateway_policy or policy == "tidegate" or not isinstance(policy, str):
             self._gateways = [
                 Gateway(fleet, self._nodes, policy, lambda: self._now_s, seed + 1 + r, target_share)
@@ -204,7 +205,7 @@ class Simulation:
             if node.epoch != epoch:
                 return
             node.transit.remove(entry)
-            if self._gateways and self._bounced(node, seq):
+            if self._gateways and not node.silent and self._bounced(node, seq):
                 return
             before_s = node.end_s
             node.submit(seq, self._now_s)
@@ -237,7 +238,7 @@ class Simulation:
             self._beat_soon(node)
 
     def _stretch(self, node: Node, end_s: float, epoch: int) -> None:
-        if node.end_s != end_s or node.epoch != epoch or node.silent:
+        if node.end_s != end_s or node.epoch != epoch:
             return  # it was cut short, or the node is no more as it was
         first, ended = node.finish()
         for seq in first:
@@ -313,17 +314,15 @@ class Simulation:
     # --- failures ---
 
     def _fail(self, node: Node, fault: Fault) -> None:
+        self._faults[node.index].append(fault)
         if fault.kind == "slow":
-            node.slow *= fault.factor
-            before_s = node.end_s
-            node.cut(self._now_s)
-            self._changed(node, before_s)
+            self._pace(node)
         elif fault.kind == "silent":
-            node.silent = True
+            node.stop(self._now_s)
         else:
             node.up = False
             node.epoch += 1
-            lost = [*node.drop_all(), *(seq for _, seq in node.transit)]
+            lost = [*node.drop_all(self._now_s), *(seq for _, seq in node.transit)]
             node.transit.clear()
             if self._gateways:
                 for gateway in self._gateways:
@@ -334,16 +333,26 @@ class Simulation:
                     self._place(seq.arrival) if not seq.produced else self._done()
         self._at(self._now_s + fault.for_s, lambda: self._heal(node, fault))
 
+    def _pace(self, node: Node) -> None:
+        """As slow as its present faults make it together."""
+        slow = math.prod(f.factor for f in self._faults[node.index] if f.kind == "slow")
+        before_s = node.end_s
+        node.pace(slow, self._now_s)
+        self._changed(node, before_s)
+
     def _heal(self, node: Node, fault: Fault) -> None:
+        faults = self._faults[node.index]
+        faults.remove(fault)
         if fault.kind == "slow":
-            node.slow /= fault.factor
+            self._pace(node)
             return
-        if fault.kind == "silent":
-            node.silent = False
-            if node.end_s is not None:
-                node.shift(self._now_s)
-                self._changed(node, None)
-        node.up = True
+        still = {other.kind for other in faults}
+        if node.silent and "silent" not in still:
+            node.go_on(self._now_s)
+            self._changed(node, None)
+        node.up = "kill" not in still
+        if not node.up or node.silent:
+            return
         for gateway in self._gateways:
             if node.spec.name not in gateway.view.snapshot().by_id:
                 gateway.link(node)
