@@ -50,10 +50,20 @@ LATE_TIMES, MIN_LATE_MS = 1.5, 100.0
 
 
 @dataclass(slots=True, eq=False)
+class Asked:
+    """A request between its attempts: nodes that it was lost on, and `full` ones that bounced it."""
+
+    arrival: Arrival
+    attempts: int = 0
+    tried: frozenset[str] = frozenset()
+    full: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
 class Try:
     """One attempt on a node."""
 
-    arrival: Arrival
+    asked: Asked
     choice: Choice
     key: AttemptKey
     sent_s: float
@@ -97,7 +107,7 @@ class Gateway:
         self.crowding = Crowding()
         self.line = AdmissionQueue(AdmissionLimits(), self.model)
         self.tickets: dict[int, Ticket] = {}
-        self.waiting: dict[int, tuple[Arrival, int]] = {}
+        self.waiting: dict[int, Asked] = {}
         self.open: dict[AttemptKey, Try] = {}
         self._now = now
         self._target_share = target_share
@@ -123,7 +133,14 @@ class Gateway:
     def unlink(self, node: Node) -> None:
         self.view.remove(node.spec.name, self._boots[node.index])
 
-    def decide(self, arrival: Arrival, tried: frozenset[str] = frozenset()) -> Plan | Refusal:
+    def _decide(self, asked: Asked) -> Plan | Refusal:
+        """Full nodes come last: they have tried nothing, and can be waited for."""
+        plan = self._route(asked.arrival, asked.tried | asked.full)
+        if asked.full and isinstance(plan, Refusal) and self.line.is_open:
+            plan = self._route(asked.arrival, asked.tried)
+        return plan
+
+    def _route(self, arrival: Arrival, excluded: frozenset[str]) -> Plan | Refusal:
         alike = self._alike(arrival.slo)
         query = RouteQuery(
             model=alike.model,
@@ -132,7 +149,7 @@ class Gateway:
             budget=alike.budget,
             target_share=alike.target_share,
             min_p_good=REQUIRED_P_GOOD if arrival.required else 0.0,
-            excluded=tried,
+            excluded=excluded,
             elapsed_ms=(self._now() - arrival.at_s) * 1000,
             margins=self.margins.of(alike),
             longest_ms=self.crowding.longest_ms(alike.model),
@@ -149,19 +166,18 @@ class Gateway:
             self._classes[slo] = found
         return found
 
-    def enter(self, arrival: Arrival, attempt: int, tried: frozenset[str]) -> Plan | Refusal | None:
+    def enter(self, asked: Asked) -> Plan | Refusal | None:
         """A plan to send, None for who waits, or a refusal."""
-        plan = self.decide(arrival, tried)
+        plan = self._decide(asked)
         if isinstance(plan, Refusal):
             return plan
-        self.crowding.decided(plan)
         plan = explored(plan, self._rng)
         if self.line.at_once(plan):
             return plan
         now_s = self._now()
         entered = self.line.enter(plan, expected_tokens(plan), now_s)
         if isinstance(entered, Ticket):
-            self.waiting[entered.number] = (arrival, attempt)
+            self.waiting[entered.number] = asked
             self.tickets[entered.number] = entered
             shed = self.line.push(entered, now_s)
             if shed is not None:
@@ -171,7 +187,12 @@ class Gateway:
 
     def turn(self) -> Granted | None:
         """Whose turn it is, if anybody's."""
-        granted = self.line.next(self._now(), lambda ticket: self.decide(self.waiting[ticket.number][0]))
+
+        def decide(ticket: Ticket) -> Plan | Refusal:
+            asked = self.waiting[ticket.number]
+            return self._route(asked.arrival, asked.tried)
+
+        granted = self.line.next(self._now(), decide)
         if granted is not None:
             self.tickets.pop(granted.ticket.number, None)
         return granted
@@ -183,11 +204,13 @@ class Gateway:
             del self.tickets[ticket.number]
         return set(self.tickets)
 
-    def send(self, arrival: Arrival, plan: Plan, attempt: int) -> Try:
-        choice, now_s = plan.first, self._now()
+    def send(self, asked: Asked, plan: Plan, ticket: Ticket | None = None) -> Try:
+        """`ticket` where it had waited."""
+        choice, now_s, arrival = plan.first, self._now(), asked.arrival
+        asked.attempts += 1
         index = self._index[choice.node.node_id]
         self._seqs[index] += 1
-        key = AttemptKey(str(arrival.number), attempt)
+        key = AttemptKey(str(arrival.number), asked.attempts)
         work = Work(
             key=key,
             tenant="default",
@@ -201,9 +224,10 @@ class Gateway:
         )
         self.view.sent(choice.node.node_id, work)
         late_ms = max(choice.prediction.ttft_p95_ms, MIN_LATE_MS) * LATE_TIMES
-        ahead = most_ahead(plan) if attempt < MAX_ATTEMPTS else None
-        tried = Try(arrival, choice, key, now_s, ahead, index, now_s + late_ms / 1000)
+        ahead = most_ahead(plan) if asked.attempts < MAX_ATTEMPTS else None
+        tried = Try(asked, choice, key, now_s, ahead, index, now_s + late_ms / 1000, ticket=ticket)
         self.open[key] = tried
+        self.crowding.decided(plan)
         return tried
 
     def heard(self, node: Node, load: NodeLoad, delta: CacheDelta | None) -> None:
@@ -220,17 +244,34 @@ class Gateway:
         self.view.prefilled(tried.choice.node.node_id, tried.key)
         self.view.delivered(tried.choice.node.node_id)
 
-    def ended(self, tried: Try, seq: Seq | None, outcome: Outcome) -> None:
-        """`seq` None: nothing was computed, so nothing is learned about speed."""
+    def finished(self, tried: Try, seq: Seq) -> None:
+        self._close(tried)
+        self.model.record(self._observation(tried, seq, Stage.ENDED, Outcome.FINISHED))
+        if tried.choice.qualified and tried.key.attempt_no == 1:
+            self._learn_margin(tried, seq)
+        if tried.ticket is not None:
+            cost = seq.arrival.prompt_tokens - seq.cached + seq.produced
+            self.line.settle(tried.ticket, float(cost))
+
+    def lost(self, tried: Try, seq: Seq) -> None:
+        """Its node is gone. Without a first token what it waited is a lower bound."""
+        self._close(tried)
+        tried.asked.tried |= {tried.choice.node.node_id}
+        self.model.record(self._observation(tried, seq, Stage.ENDED, Outcome.FAILED))
+
+    def bounced(self, tried: Try, queued: int) -> None:
+        """The node says how many wait there. Nothing was computed, so nothing is learned about speed."""
+        name = tried.choice.node.node_id
+        self.view.bounced(name, queued)
+        self._close(tried)
+        tried.asked.full |= {name}
+
+    def _close(self, tried: Try) -> None:
         self.open.pop(tried.key, None)
         self.view.ended(tried.choice.node.node_id, tried.key)
-        if seq is not None:
-            self.model.record(self._observation(tried, seq, Stage.ENDED, outcome))
-            if outcome is Outcome.FINISHED and tried.choice.qualified and tried.key.attempt_no == 1:
-                self._learn_margin(tried, seq)
 
     def _learn_margin(self, tried: Try, seq: Seq) -> None:
-        slo, at_s = tried.arrival.slo, tried.arrival.at_s
+        slo, at_s = seq.arrival.slo, seq.arrival.at_s
         first_s, now_s = tried.first_s or self._now(), self._now()
         tpot_ms = (now_s - first_s) * 1000 / (seq.produced - 1) if seq.produced > 1 else 0.0
         met = (
@@ -267,10 +308,10 @@ class Gateway:
                 "queue_ms": (seq.started_s - seq.submitted_s) * 1000,
                 "prefill_ms": (seq.first_s - seq.started_s) * 1000,
                 "cached_tokens": seq.cached,
-                "prompt_tokens": tried.arrival.prompt_tokens,
+                "prompt_tokens": seq.arrival.prompt_tokens,
                 "batch_size": seq.batch,
                 "output_tokens": produced,
-                "stopped": outcome is Outcome.FINISHED and produced < tried.arrival.max_tokens,
+                "stopped": outcome is Outcome.FINISHED and produced < seq.arrival.max_tokens,
             }
         return Observation(
             node_id=announced.node_id,
@@ -281,7 +322,7 @@ class Gateway:
             prediction=choice.prediction,
             stage=stage,
             actual_ttft_ms=waited_s * 1000,
-            max_tokens=tried.arrival.max_tokens,
+            max_tokens=tried.asked.arrival.max_tokens,
             outcome=outcome,
             censored=first_s is None,
             first_token_told=tried.told,

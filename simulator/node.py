@@ -28,7 +28,6 @@ class Seq:
 
     arrival: Arrival
     factor: float
-    attempt: int = 1
     deadline_s: float = math.inf
     number: int = 0
     submitted_s: float = 0.0
@@ -192,6 +191,12 @@ class Node:
         """It falls silent and stands still."""
         self._halt(now_s)
         self.silent = True
+
+    def cancel(self, seq: Seq) -> None:
+        """Nobody waits for it any more. Only while it stands still: see stop()."""
+        for seqs in (self.running, self.queue):
+            if seq in seqs:
+                seqs.remove(seq)
 
     def go_on(self, now_s: float) -> None:
         """After stop(): the step that was under way begins anew."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from itertools import count
 
 from simulator.fleet import Fault, FleetSpec
-from simulator.gateway import MAX_ATTEMPTS, Gateway, Try
+from simulator.gateway import MAX_ATTEMPTS, Asked, Gateway, Try
 from simulator.node import BlockCache, Node, Seq
 from simulator.policies import chooser, fitting
 from simulator.trace import Arrival
 from tidegate.routing.domain import TARGET_SHARE, CacheDelta, NodeLoad
-from tidegate.routing.observation import Outcome
 from tidegate.routing.plan import Plan, Refusal
 from tidegate.routing.policy import Policy
+from tidegate.routing.waiting import Ticket
 
 LOOK_S = 0.25
 # Heartbeats also come without a change, this often.
@@ -109,7 +109,7 @@ class Simulation:
             if i + 1 < len(self._arrivals):
                 self._next_arrival(i + 1)
             if self._gateways:
-                self._ask(self._gateways[i % len(self._gateways)], arrival, 1, frozenset())
+                self._ask(self._gateways[i % len(self._gateways)], Asked(arrival))
             else:
                 self._place(arrival)
 
@@ -127,33 +127,31 @@ class Simulation:
 
     # --- the product ---
 
-    def _ask(self, gateway: Gateway, arrival: Arrival, attempt: int, tried: frozenset[str]) -> None:
-        entered = gateway.enter(arrival, attempt, tried)
+    def _ask(self, gateway: Gateway, asked: Asked) -> None:
+        entered = gateway.enter(asked)
         if isinstance(entered, Refusal):
             self._done()
         elif entered is not None:
-            self._send(gateway, arrival, entered, attempt)
+            self._send(gateway, asked, entered)
 
-    def _send(self, gateway: Gateway, arrival: Arrival, plan: Plan, attempt: int) -> Try:
-        tried = gateway.send(arrival, plan, attempt)
+    def _send(self, gateway: Gateway, asked: Asked, plan: Plan, ticket: Ticket | None = None) -> None:
+        tried, arrival = gateway.send(asked, plan, ticket), asked.arrival
         node = self._nodes[tried.node]
         seq = self._seq(node, arrival)
-        seq.attempt = attempt
         if arrival.slo.ttft_ms is not None:
             seq.deadline_s = arrival.at_s + arrival.slo.ttft_ms / 1000
         self._tries[seq] = (tried, gateway)
         self._seq_of[tried] = seq
         self._travel(node, seq)
-        return tried
 
     def _serve_line(self, gateway: Gateway) -> None:
         """Room may have appeared."""
         while gateway.waiting and (granted := gateway.turn()) is not None:
-            arrival, attempt = gateway.waiting.pop(granted.ticket.number)
+            asked = gateway.waiting.pop(granted.ticket.number)
             if isinstance(granted.result, Refusal):
                 self._done()
-                continue
-            self._send(gateway, arrival, granted.result, attempt).ticket = granted.ticket
+            else:
+                self._send(gateway, asked, granted.result, granted.ticket)
 
     def _look(self) -> None:
         for gateway in self._gateways:
@@ -163,8 +161,7 @@ class Simulation:
             gateway.view.refresh()
             for name, _ in gateway.view.silent_nodes():
                 node = next(n for n in self._nodes if n.spec.name == name)
-                gateway.unlink(node)
-                self._lose([s for s, (t, g) in self._tries.items() if t.node == node.index and g is gateway])
+                self._lose(node, gateway)
             if gateway.waiting:
                 waits = gateway.line_numbers(self._now_s)
                 for number in [n for n in gateway.waiting if n not in waits]:
@@ -176,18 +173,23 @@ class Simulation:
                 self._beat(node)
         self._at(self._now_s + LOOK_S, self._look)
 
-    def _lose(self, seqs: Sequence[Seq]) -> None:
-        """Their node is gone: what gave no token yet is tried elsewhere."""
-        for seq in seqs:
-            if seq not in self._tries:
-                continue
-            tried, gateway = self._forget(seq)
-            gateway.ended(tried, None, Outcome.FAILED)
-            name = tried.choice.node.node_id
-            if tried.first_s is None and seq.attempt < MAX_ATTEMPTS:
-                self._ask(gateway, seq.arrival, seq.attempt + 1, frozenset((name,)))
-            else:
-                self._done()
+    def _lose(self, node: Node, gateway: Gateway) -> None:
+        """The gateway has no link to the node any more."""
+        gateway.unlink(node)
+        for seq in [s for s, (t, g) in self._tries.items() if t.node == node.index and g is gateway]:
+            tried, _ = self._forget(seq)
+            if node.silent:
+                node.cancel(seq)  # it learns of it as soon as it hears anything
+            gateway.lost(tried, seq)
+            self._again(gateway, tried)
+        self._serve_line(gateway)
+
+    def _again(self, gateway: Gateway, tried: Try) -> None:
+        """What gave no token yet is tried elsewhere."""
+        if tried.first_s is None and tried.asked.attempts < MAX_ATTEMPTS:
+            self._ask(gateway, tried.asked)
+        else:
+            self._done()
 
     def _forget(self, seq: Seq) -> tuple[Try, Gateway]:
         tried, gateway = self._tries.pop(seq)
@@ -205,6 +207,8 @@ class Simulation:
             if node.epoch != epoch:
                 return
             node.transit.remove(entry)
+            if self._gateways and seq not in self._tries:
+                return  # it was given up meanwhile
             if self._gateways and not node.silent and self._bounced(node, seq):
                 return
             before_s = node.end_s
@@ -223,9 +227,11 @@ class Simulation:
 
         def back() -> None:
             if seq in self._tries:
-                self._lose([seq])
+                tried, gateway = self._forget(seq)
+                gateway.bounced(tried, waiting)
+                self._again(gateway, tried)
+                self._serve_line(gateway)
 
-        self._beat(node)
         self._at(self._now_s + self._way_s(node, seq.arrival), back)
         return True
 
@@ -269,7 +275,7 @@ class Simulation:
                 if seq not in self._tries:
                     return
                 tried, gateway = self._forget(seq)
-                gateway.ended(tried, seq, Outcome.FINISHED)
+                gateway.finished(tried, seq)
                 self._serve_line(gateway)
             served.node, served.total_s = node, at_s - seq.arrival.at_s
             served.queue_s, served.cached = seq.started_s - seq.arrival.at_s, seq.cached
@@ -326,8 +332,7 @@ class Simulation:
             node.transit.clear()
             if self._gateways:
                 for gateway in self._gateways:
-                    gateway.unlink(node)
-                self._lose([s for s, (t, _) in self._tries.items() if t.node == node.index])
+                    self._lose(node, gateway)
             else:
                 for seq in lost:
                     self._place(seq.arrival) if not seq.produced else self._done()

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from simulator_helpers import NODE, TRACE, fleet_of, play
 
+from simulator.gateway import Asked, Gateway, Try
 from simulator.trace import Recorded
+from tidegate.routing.admission import AdmissionQueue
+from tidegate.routing.crowding import Crowding
+from tidegate.routing.fleet import Fleet
+from tidegate.routing.latency import LearnedLatency
+from tidegate.routing.observation import Observation, Outcome
+from tidegate.routing.plan import Plan
+from tidegate.routing.waiting import Ticket
 
 
 @pytest.mark.parametrize("kind", ["kill", "slow", "silent"])
@@ -68,3 +76,129 @@ def test_a_killed_node_stays_away_until_its_last_fault_has_ended(policy: str, ot
         fleet_of(killed), [Recorded(0.0, 10, 1), Recorded(20.0, 10, 1), Recorded(70.0, 10, 1)], policy
     )
     assert [s.node is not None for s in served] == [True, False, True]
+
+
+PATIENT = {"slo": [{"name": "all", "share": 1.0, "ttft_ms": 500_000}]}
+# Seven seconds of prefill: no first token yet when a fault comes.
+SLOW_TO_BEGIN = Recorded(0.0, 7000, 5)
+SPARE = {**LONE, "name": "spare", "cost_per_mtoken": 1.0}
+
+
+def test_a_request_does_not_go_back_to_a_node_it_was_lost_on() -> None:
+    """The first node is there again when the second one fails too."""
+    first = faulty((1.0, 0.5, "kill", 1.0))
+    second = {**faulty((2.0, 50.0, "kill", 1.0)), "name": "spare", "cost_per_mtoken": 1.0}
+    (served,) = play(fleet_of(first, second), [SLOW_TO_BEGIN], "tidegate")
+    assert served.node is None
+
+
+def test_nor_does_it_after_it_has_waited() -> None:
+    """The other node is busy, so that it waits; the one that lost it is back and idle."""
+    trace = [SLOW_TO_BEGIN, Recorded(0.1, 7000, 5)]
+    served = play(fleet_of(faulty((1.0, 0.5, "kill", 1.0)), SPARE), trace, "tidegate")
+    assert [s.node.spec.name for s in served if s.node] == ["spare", "spare"]
+    assert served[0].ttft_s > served[1].total_s
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt_tokens", "censored", "waited_ms"),
+    [("kill", 7000, True, 5000.0), ("silent", 7000, True, 9750.0), ("kill", 100, False, 100.0)],
+)
+def test_a_lost_node_teaches_how_long_it_was_waited_for(
+    kind: str, prompt_tokens: int, censored: bool, waited_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an answer that had begun, its first token and the time between the others too."""
+    taught: list[Observation] = []
+    monkeypatch.setattr(LearnedLatency, "record", lambda _, observation: taught.append(observation))
+    play(fleet_of(faulty((5.0, 60.0, kind, 1.0))), [Recorded(0.0, prompt_tokens, 400)], "tidegate")
+    (lost,) = [o for o in taught if o.outcome is Outcome.FAILED]
+    assert lost.censored is censored
+    assert lost.actual_ttft_ms == pytest.approx(waited_ms)
+    if not censored:
+        assert lost.output_tokens == 50
+        assert lost.actual_tpot_ms == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "sent_s"), [(2.0, 5.0), (8.0, 8.4)], ids=["on the node", "on its way there"]
+)
+def test_a_node_that_was_silent_does_not_work_for_who_gave_it_up(rtt_s: float, sent_s: float) -> None:
+    """With a round trip of 8 s it is given up at 12 s, and what was sent at 8.4 s arrives at 12.4 s."""
+    node = {**faulty((3.0, 20.0, "silent", 1.0)), "rtt_ms": [rtt_s * 1000, 0.0]}
+    trace = [Recorded(0.0, 100, 1), Recorded(sent_s, 7000, 5), Recorded(24.0, 100, 1)]
+    _, lost, served = play(fleet_of(node), trace, "tidegate")
+    assert lost.node is None
+    assert served.ttft_s == pytest.approx(rtt_s + 0.1)
+
+
+def test_who_waited_pays_for_what_it_really_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[float] = []
+    monkeypatch.setattr(AdmissionQueue, "settle", lambda _, ticket, tokens: settled.append(tokens))
+    play(fleet_of(LONE), [Recorded(0.0, 100, 20), Recorded(0.0, 200, 7)], "tidegate")
+    assert settled == [207.0]
+
+
+def test_crowding_is_learned_of_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each attempt, with the plan that held then: the second one waits, the first goes twice."""
+    sent: list[Plan] = []
+    told: list[Plan] = []
+    send, decided = Gateway.send, Crowding.decided
+
+    def sending(gateway: Gateway, asked: Asked, plan: Plan, ticket: Ticket | None = None) -> Try:
+        sent.append(plan)
+        return send(gateway, asked, plan, ticket)
+
+    def telling(crowding: Crowding, plan: Plan) -> None:
+        told.append(plan)
+        decided(crowding, plan)
+
+    monkeypatch.setattr(Gateway, "send", sending)
+    monkeypatch.setattr(Crowding, "decided", telling)
+    trace = [SLOW_TO_BEGIN, Recorded(0.1, 7000, 5)]
+    play(fleet_of(faulty((1.0, 0.5, "kill", 1.0)), SPARE), trace, "tidegate")
+    assert len(sent) == 3
+    assert told == sent
+
+
+@pytest.fixture
+def bounces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Node and how many wait there, as gateways are told with each bounce."""
+    told: list[tuple[str, int]] = []
+    bounced = Fleet.bounced
+
+    def telling(fleet: Fleet, node_id: str, queued: int) -> None:
+        told.append((node_id, queued))
+        bounced(fleet, node_id, queued)
+
+    monkeypatch.setattr(Fleet, "bounced", telling)
+    return told
+
+
+# A millisecond away, and the second gateway does not know yet of the first one's request.
+FULL = {"queue_limit": 0, "rtt_ms": [1.0, 0.0]}
+AT_ONCE = [Recorded(0.0, 100, 20), Recorded(0.0003, 100, 1)]
+
+
+def test_a_request_that_full_nodes_bounced_waits_for_them(bounces: list[tuple[str, int]]) -> None:
+    """There is no other node."""
+    fleet = fleet_of({**LONE, **FULL}, **PATIENT, gateways={"replicas": 2})
+    first, second = play(fleet, AT_ONCE, "tidegate")
+    assert second.node is not None
+    assert second.ttft_s > first.total_s
+    assert bounces == [("edge", 0)]
+
+
+def test_a_silent_node_bounces_nobody(bounces: list[tuple[str, int]]) -> None:
+    silent = faulty((0.0006, 1.0, "silent", 1.0))
+    fleet = fleet_of({**silent, **FULL}, **PATIENT, gateways={"replicas": 2})
+    assert all(s.node is not None for s in play(fleet, AT_ONCE, "tidegate"))
+    assert not bounces
+
+
+def test_who_waits_is_looked_at_when_a_node_is_lost() -> None:
+    """It waits for the cheaper node; once that is gone it goes to the other at once."""
+    trace = [Recorded(0.0, 100, 30), Recorded(0.2, 100, 5)]
+    _, served = play(fleet_of(faulty((1.1, 50.0, "kill", 1.0)), SPARE, **PATIENT), trace, "tidegate")
+    assert served.node is not None
+    assert served.node.spec.name == "spare"
+    assert served.ttft_s == pytest.approx(1.1 - 0.2 + 0.1)
