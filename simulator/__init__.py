@@ -1,1 +1,1 @@
-"""Discrete-event simulation over tidegate.routing. Empty until it is built; see docs/architecture.md."""
+"""Discrete-event simulation of fleets under tidegate.routing and other policies; see docs/simulator.md."""

@@ -1,4 +1,4 @@
-"""`tidegate`: up, demo, chat, nodes, models, explain, simulate, complexity, version."""
+"""`tidegate`: up, demo, chat, nodes, models, explain, complexity, calibrate, simulate, version."""
 
 from __future__ import annotations
 
