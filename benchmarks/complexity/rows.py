@@ -42,7 +42,7 @@ class Labelled:
 def read(path: Path) -> list[Labelled]:
     """All rows of a .csv, or of a file with one JSON object a line. Raises BadRows."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             found = csv.DictReader(file) if path.suffix == ".csv" else _objects(path, file)
             rows = [_row(path, number, values) for number, values in enumerate(found, 1)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -57,7 +57,7 @@ def _objects(path: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         if line.strip():
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = None
             if not isinstance(value, dict):
                 raise BadRows(f"{path}, line {number}: not a JSON object")

@@ -28,6 +28,8 @@ from benchmarks.complexity.rows import BadRows, Floats, Labelled, matrix, read
 from gateway.analysis.difficulty import FEATURE_SET, MAX_MODEL_BYTES, PRIOR_PATH
 
 LEAST_ROWS = 50
+# Gains of prompts that differ by less are equal but for rounding.
+LEAST_DIFFERENCE = 1e-6
 
 
 def targets(files: Sequence[Sequence[Labelled]]) -> tuple[Floats, Floats]:
@@ -42,6 +44,17 @@ def targets(files: Sequence[Sequence[Labelled]]) -> tuple[Floats, Floats]:
     return weak, np.concatenate(gains)
 
 
+def teaches_order(rows: Sequence[Labelled], gain: Floats) -> bool:
+    """Whether some prompt's mean gain differs from another's.
+
+    One prompt alone, or as much gained on each, says nothing of which prompt needs the larger model more.
+    """
+    numbers: dict[str, int] = {}
+    which = [numbers.setdefault(row.prompt, len(numbers)) for row in rows]
+    means = np.bincount(which, weights=gain) / np.bincount(which)
+    return float(np.ptp(means)) > LEAST_DIFFERENCE
+
+
 def train(files: Sequence[Sequence[Labelled]], *, from_scratch: bool = False) -> tuple[Fitted, Report]:
     """The model, and what it reaches on rows that it did not see.
 
@@ -51,6 +64,10 @@ def train(files: Sequence[Sequence[Labelled]], *, from_scratch: bool = False) ->
     if len(rows) < LEAST_ROWS:
         raise BadRows(f"{len(rows)} labelled prompts; at least {LEAST_ROWS} are needed")
     weak, gain = targets(files)
+    if not teaches_order(rows, gain):
+        raise BadRows(
+            f"{len(rows)} labels teach no order: the larger model is as much better on every prompt"
+        )
     found = matrix([row.prompt for row in rows], vectors_of(PRIOR_PATH))
     base = None if from_scratch else fitted_of(PRIOR_PATH)
     if base is not None and not worth_starting_from(found, gain, base):

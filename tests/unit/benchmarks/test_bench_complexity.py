@@ -73,6 +73,7 @@ def test_the_graph_says_what_was_fitted(tmp_path: Path, base: Fitted | None) -> 
         ("a.jsonl", '{"prompt": "x", "weak": "?", "strong": 1}\n', "row 1: weak and strong must be numbers"),
         ("a.jsonl", "{}\nnonsense\n", "no column 'prompt'"),
         ("a.jsonl", "", "no row"),
+        ("a.jsonl", '{"prompt": ' + "[" * 100_000, "line 1: not a JSON object"),
     ],
 )
 def test_labels_that_cannot_be_used_name_file_and_row(
@@ -98,6 +99,38 @@ def test_too_few_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text("prompt,weak,strong\nx,1,1\n")
     assert main(["--train", str(path), "--out", str(tmp_path)]) == 2
     assert "at least" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.csv", "prompt,weak,strong\nx,0,1\n"),
+        ("a.jsonl", '{"prompt": "x", "weak": 0, "strong": 1}'),
+    ):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8-sig")
+        assert [row.prompt for row in read(path)] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("", i % 2, 1) for i in range(60)],
+        [("", 1, 1) for _ in range(60)],
+        [(f"prompt {i}", i % 2, i % 2) for i in range(60)],
+        [(f"prompt {i}", 0.1 * (i % 3), 0.1 * (i % 3) + 0.3) for i in range(60)],
+    ],
+    ids=["one prompt", "one prompt, one label", "never better", "always as much better"],
+)
+def test_labels_that_teach_no_order_are_refused(
+    rows: list[tuple[str, float, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "alike.jsonl"
+    keys = ("prompt", "weak", "strong")
+    path.write_text("\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows))
+    assert main(["--train", str(path), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: 60 labels teach no order")
+    assert not (tmp_path / "out").exists()
 
 
 def test_odds_fall_with_need_and_are_calibrated() -> None:
