@@ -5,9 +5,10 @@
 `a`, `b` and `c` are fitted together on (strong - weak); the table of n-grams on what they leave over. A fit
 may start from another model: it then explains what is left over by BASE_SHARE of that one's need, under
 penalties that are BASE_TRUST times as high, so that few labels, or labels of other tasks, do not undo it.
-The cosines are random Fourier features: they approximate a Gaussian kernel over the numbers, which says
-little far from any label. All penalties are constants of this file, chosen once (docs/complexity.md says on
-what)."""
+The cosines are random Fourier features (Rahimi and Recht 2007): they approximate a Gaussian kernel over the
+numbers, which says little far from any label. Few of them are drawn at a time, a model is fitted with each
+draw, and the mean of these models is taken, as with bagging: what one draw makes of chance the others do not.
+All constants were chosen once (docs/complexity.md says on what)."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ from benchmarks.complexity.calibration import Platt, fit_platt
 from benchmarks.complexity.rows import Floats, Ids, Matrix
 from gateway.analysis.features import BUCKETS
 
-COSINES = 512
+DRAWS = 8
+COSINES = 128
+# Frequencies of the cosines, in units of one over the root of how many numbers there are.
+FREQUENCY = 1.5
 CLIP = 3.0
-DENSE_PENALTY = 1000.0
+DENSE_PENALTY = 8000.0
 COSINE_PENALTY = 2000.0
 VECTOR_PENALTY = 1000.0 / 64.0
-NGRAM_PENALTY = 30.0
+NGRAM_PENALTY = 60.0
 CG_STEPS = 25
 FOLDS = 5
 BASE_SHARE = 0.75
@@ -69,14 +73,47 @@ def fit_need(rows: Matrix, target: Floats, base: Fitted | None = None, seed: int
     if base is not None:
         target = target - BASE_SHARE * base.need(rows)
     trust = 1.0 if base is None else BASE_TRUST
-    rng = np.random.default_rng(seed)
-    width = rows.dense.shape[1]
     mean, deviation = rows.dense.mean(axis=0), rows.dense.std(axis=0) + 1e-6
-    projection = rng.normal(size=(width, COSINES)) / np.sqrt(width)
-    phase = rng.uniform(0.0, 2.0 * np.pi, COSINES)
     z = np.clip((rows.dense - mean) / deviation, -CLIP, CLIP)
-    cosines = np.sqrt(2.0) * np.cos(z @ projection + phase)
-    x = np.hstack([z, cosines, rows.vectors])
+    drawn = [_fit_draw(rows, z, target, trust, np.random.default_rng((seed, draw))) for draw in range(DRAWS)]
+    return Fitted(
+        mean=mean,
+        deviation=deviation,
+        projection=np.hstack([d.projection for d in drawn]),
+        phase=np.concatenate([d.phase for d in drawn]),
+        dense=_mean([d.dense for d in drawn]),
+        cosine=np.concatenate([d.cosine for d in drawn]) / DRAWS,
+        vector=_mean([d.vector for d in drawn]),
+        table=_mean([d.table for d in drawn]),
+        bias=float(np.mean([d.bias for d in drawn])),
+        base=base,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """What was fitted with one draw of cosines."""
+
+    projection: Floats
+    phase: Floats
+    dense: Floats
+    cosine: Floats
+    vector: Floats
+    table: Floats
+    bias: float
+
+
+def _mean(parts: list[Floats]) -> Floats:
+    found: Floats = np.mean(parts, axis=0)
+    return found
+
+
+def _fit_draw(rows: Matrix, z: Floats, target: Floats, trust: float, rng: np.random.Generator) -> _Draw:
+    """`z`: the standardized numbers."""
+    width = z.shape[1]
+    projection = FREQUENCY * rng.normal(size=(width, COSINES)) / np.sqrt(width)
+    phase = rng.uniform(0.0, 2.0 * np.pi, COSINES)
+    x = np.hstack([z, np.sqrt(2.0) * np.cos(z @ projection + phase), rows.vectors])
     penalties = trust * np.repeat(
         [DENSE_PENALTY, COSINE_PENALTY, VECTOR_PENALTY], [width, COSINES, rows.vectors.shape[1]]
     )
@@ -84,18 +121,14 @@ def fit_need(rows: Matrix, target: Floats, base: Fitted | None = None, seed: int
     x -= middle
     weights = np.linalg.solve(x.T @ x + np.diag(penalties), x.T @ (target - level))
     left_over = target - level - x @ weights
-    cosine = weights[width : width + COSINES] * np.sqrt(2.0)
-    return Fitted(
-        mean=mean,
-        deviation=deviation,
-        projection=projection,
-        phase=phase,
-        dense=weights[:width],
-        cosine=cosine,
-        vector=weights[width + COSINES :],
-        table=_ngram_table(rows, left_over, trust * NGRAM_PENALTY),
-        bias=level - float(middle @ weights),
-        base=base,
+    return _Draw(
+        projection,
+        phase,
+        weights[:width],
+        weights[width : width + COSINES] * np.sqrt(2.0),
+        weights[width + COSINES :],
+        _ngram_table(rows, left_over, trust * NGRAM_PENALTY),
+        level - float(middle @ weights),
     )
 
 
