@@ -206,7 +206,7 @@ async def test_own_work_is_not_counted_twice(stub: Stub) -> None:
 async def test_stale_metrics_are_not_believed(stub: Stub) -> None:
     stub.metrics = METRICS
     async with running(stub) as rig:
-        assert rig.engine.load().running == 6
+        await rig.until(lambda: rig.engine.load().running == 6)
         stub.metrics = None
         await rig.until(lambda: rig.engine.load().running == 0)
         assert rig.engine.load().free_cache_tokens == 2 * VARIANT.context_tokens
