@@ -216,7 +216,7 @@ class LimitSettings(Section):
     in_flight: int = Field(
         default=1000,
         gt=0,
-        description="Requests served at once; more are refused. One of several tenants takes at most 8/9",
+        description="Requests served at once; more are refused. One of several tenants takes about 8/9",
     )
     in_flight_mbytes: int = Field(
         default=256, gt=0, description="Prompt text of all requests served at once, in MB; more is refused"

@@ -182,6 +182,8 @@ class Simulation:
                 node.cancel(seq)  # it learns of it as soon as it hears anything
             gateway.lost(tried, seq)
             self._again(gateway, tried)
+        if node.up and not node.silent:
+            gateway.link(node)  # it was only quiet for too long, and dials in again
         self._serve_line(gateway)
 
     def _again(self, gateway: Gateway, tried: Try) -> None:

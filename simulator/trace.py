@@ -165,7 +165,7 @@ def _azure(lines: Iterator[str]) -> Iterator[Recorded]:
 
 def _azure_row(number: int, row: dict[str, Any]) -> Recorded:
     try:
-        at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+        at = datetime.fromisoformat(row["TIMESTAMP"])
         prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
     except (ValueError, TypeError) as error:
         raise BadInput(f"line {number}: a date and two whole numbers are needed") from error

@@ -20,10 +20,10 @@ class Audit:
         self._write(run.request.request_id, run.client, run.data_class, decision, choice)
 
     def turned_away(self, request: GenerateRequest, client: Client, session_class: str) -> None:
-        """A request that never became a run. One of a class that nobody knows has none to be audited for."""
-        asked = (request.data_class, client.class_floor, session_class)
-        if all(not name or self._classes.knows(name) for name in asked):
-            self._write(request.request_id, client, self._classes.effective(*asked), "refused", None)
+        """A request that never became a run. What nobody knows of its class is no class."""
+        names = (request.data_class, client.class_floor, session_class)
+        known = [name if self._classes.knows(name) else "" for name in names]
+        self._write(request.request_id, client, self._classes.effective(*known), "refused", None)
 
     def _write(
         self, request_id: str, client: Client, data_class: str, decision: str, choice: Choice | None

@@ -143,7 +143,11 @@ class Dispatcher:
         Somebody may act on it, so it is audited as a decision is.
         """
         started_s = self._clock()
-        run = self._intake.begin(request, client)
+        try:
+            run = self._intake.begin(request, client)
+        except ServeError:
+            self._audit.turned_away(request, client, self._intake.session_class(request, client))
+            raise
         result = self._route(run, frozenset())
         taken_s = self._clock() - started_s
         self._metrics.decision.observe(taken_s)

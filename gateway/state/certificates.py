@@ -29,7 +29,7 @@ class Certificates:
         self._best = best
         self._stamp: tuple[int, int] | None = None
         self._read = NOTHING
-        self._objection = ""
+        self._objection = self._unreadable = ""
         self.refresh()
 
     @property
@@ -48,7 +48,7 @@ class Certificates:
             self._objection = objection
             if objection:
                 log.warning("certificates are not in force", extra={"cause": objection})
-            else:
+            elif self._read.by_variant:
                 log.info("certificates are in force", extra={"variants": len(self._read.by_variant)})
 
     def _look(self, path: Path) -> None:
@@ -62,13 +62,19 @@ class Certificates:
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
+        unreadable = ""
         try:
             self._read = parse(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            self._stamp = stamp
+        except ValueError as error:
+            self._stamp, unreadable = stamp, str(error)
+        except OSError as error:
+            unreadable = str(error)  # it may be readable the next time, without a change of the file
+        if unreadable and unreadable != self._unreadable:
             log.warning(
-                "certificates cannot be read, so what was in force stays", extra={"cause": str(error)}
+                "certificates cannot be read, so what was in force stays", extra={"cause": unreadable}
             )
+        self._unreadable = unreadable
 
     def _against(self) -> str:
         """Why what was read is not in force; "" where it is, and where it certifies nobody."""

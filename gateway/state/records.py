@@ -211,7 +211,9 @@ def encode_session(record: SessionRecord) -> str:
 def decode_session(text: str) -> SessionRecord:
     """Raises ValueError on anything that is not a session record."""
     try:
-        session, node_id, digest, tokens, data_class, boot_id, blocks = json.loads(text)
+        # Replicas of before tell neither process nor blocks; the data class must not be lost for it.
+        session, node_id, digest, tokens, data_class, *more = json.loads(text)
+        boot_id, blocks = more or ("", 0)
     except (TypeError, RecursionError) as error:
         raise ValueError("not a session record") from error
     return SessionRecord(

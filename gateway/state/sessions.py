@@ -79,7 +79,8 @@ class Sessions:
         """What another replica saw; where the session ran is newer here while it was not sent yet."""
         unsent = self._unsent.get(record.session)
         if unsent is None:
-            self._ended_s.pop(record.session, None)
+            if record != self._known.get(record.session):  # its own records come back, too
+                self._ended_s.pop(record.session, None)
             self._store(record)
         else:
             self._unsent[record.session] = self._store(replace(unsent, data_class=record.data_class))

@@ -5,8 +5,8 @@ and nothing else: counted once more by its own draw it would be two bets on one 
 does not depend on any answer, so of pairs all are looked at. Without a verdict one counts as worse, as any
 silence does.
 
-Only answers of one basis count together, the newest one in the log: of another complexity model difficulties
-mean something else, beside another best variant verdicts do.
+Only answers of one basis count together, that of most of the newest ones: of another complexity model
+difficulties mean something else, beside another best variant verdicts do.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import escape
+from heapq import nlargest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tidegate.routing.certificates import Basis
 from tidegate.routing.certify import Seen
+
+# Whose basis most of this many newest settled answers have, counts.
+NEWEST = 200
 
 Key = tuple[str, str]
 # By tenant, request, and the variant of a pair ("": the answer that was given).
@@ -52,7 +57,6 @@ class Part:
     """The answers of one basis. `pairs` counts those that are of pairs."""
 
     variants: dict[str, VariantLog] = field(default_factory=dict)
-    newest_s: float = -math.inf
     answers: int = 0
     pairs: int = 0
 
@@ -99,6 +103,7 @@ def read(paths: Iterable[Path], until_s: float, *, pairs: bool = False) -> Log:
     files = list(dict.fromkeys(file.absolute() for path in paths for file in with_rotated(path)))
     log = Log()
     parts: dict[Basis, Part] = {}
+    recent: list[tuple[float, Basis]] = []
     verdicts, labels = _verdicts(files, log)
     paired = _paired(files) if pairs else frozenset()
     for row in _rows(files):
@@ -116,7 +121,7 @@ def read(paths: Iterable[Path], until_s: float, *, pairs: bool = False) -> Log:
             log.no_basis += 1
         else:
             part = parts.setdefault(answer.basis, Part())
-            part.newest_s = max(part.newest_s, answer.at_s)
+            recent.append((answer.at_s, answer.basis))
             part.answers += 1
             part.pairs += is_pair
             variant = part.variants.setdefault(
@@ -125,8 +130,10 @@ def read(paths: Iterable[Path], until_s: float, *, pairs: bool = False) -> Log:
             variant.seen.append(answer.seen)
             variant.silent += answer.is_silent
     if parts:
-        # Replicas' logs are read one after the other: the last line need not be the newest one.
-        log.basis = max(parts, key=lambda basis: parts[basis].newest_s)
+        # Replicas' logs are read one after the other: the last line need not be the newest one. While the
+        # best node is away for a moment answers name another best variant: a few of them revoke nothing.
+        counts = Counter(basis for _, basis in nlargest(NEWEST, recent, key=itemgetter(0)))
+        log.basis = max(counts, key=counts.__getitem__)
         log.part = parts[log.basis]
         log.other_basis = sum(part.answers for part in parts.values()) - log.part.answers
     return log

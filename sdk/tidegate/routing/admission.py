@@ -34,7 +34,7 @@ RETRY_MIN_MS = 50.0
 # Lanes tried per round: each costs a decision. Half of them are those that come first, the others take turns.
 MAX_TRIES = 8
 # Clients choose any quality they like; requests that ask for nearly the same wait in one lane.
-_QUALITY_BANDS = 20
+_QUALITY_BANDS = 200
 _PACE_KEEP = 0.9
 _MAX_LANES = 256
 _LONG_TOKENS = 2048
@@ -85,7 +85,7 @@ def lane_of(query: RouteQuery, reserved: frozenset[str] = frozenset()) -> Hashab
         query.placement,
         query.class_rule,
         query.needs,
-        round(query.min_p_good * _QUALITY_BANDS),
+        math.ceil(query.min_p_good * _QUALITY_BANDS),
         query.tenant if query.tenant in reserved else "",
         tokens.bit_length() if tokens > _LONG_TOKENS else 0,
     )
@@ -277,13 +277,16 @@ class AdmissionQueue:
             result = decide(ticket)
             if isinstance(result, Refusal):
                 self._queue.remove(ticket)
+                self._tried = 0
                 return Granted(ticket, result)
             wait_ms = self._wait_ms(ticket, result, now_s, 0.0)
             placed = place(result, wait_ms, self._model, self._limits.patience_s * 1000)
             if placed is not None:
                 self._queue.take(ticket)
                 self._paces[ticket.lane].served(ticket.tokens, now_s)
+                self._tried = 0
                 return Granted(ticket, placed)
+        self._tried += MAX_TRIES // 2
         return None
 
     def _tries(self, heads: list[Ticket]) -> list[Ticket]:
@@ -292,7 +295,6 @@ class AdmissionQueue:
             return heads
         first, rest = heads[: MAX_TRIES // 2], heads[MAX_TRIES // 2 :]
         start = self._tried % len(rest)
-        self._tried += MAX_TRIES - len(first)
         return first + (rest[start:] + rest[:start])[: MAX_TRIES - len(first)]
 
     def leave(self, ticket: Ticket) -> None:

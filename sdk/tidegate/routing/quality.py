@@ -10,8 +10,8 @@ prove it (tidegate.routing.certify).
 
 Where the operator states an order, its variants rank by it, before all others. Others rank by what a token of
 their model costs at most, dearer before cheaper: nobody can measure the perplexity of a cloud's model, and
-nobody pays more for a weaker one. At equal cost models that run in the cloud come first, then the lower
-perplexity, and who was never measured last. Equals share a rank.
+nobody pays more for a weaker one. At equal cost models that run in the cloud come first. Variants of a model
+rank by their perplexity; who was never measured is first in the cloud and last on edges. Equals share a rank.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Protocol
 
 from tidegate.routing.certificates import Certificate, Certified
-from tidegate.routing.domain import Snapshot, Tier, Variant
+from tidegate.routing.domain import Kind, Snapshot, Tier, Variant
 
 BEST_ABILITY = 0.97
 WORST_ABILITY = 0.60
@@ -69,7 +69,7 @@ class RankedQuality:
     @cached_property
     def _ability(self) -> dict[_Level, float]:
         """Made at the first question: a decision that asks for no quality walks no snapshot for it."""
-        variants = (v for group in self._snapshot.groups for v in group.kind.variants)
+        variants = (v for kind in self._kinds for v in kind.variants)
         levels = sorted({level for v in variants if (level := self._level(v)) is not None})
         step = (BEST_ABILITY - WORST_ABILITY) / max(len(levels) - 1, 1)
         return {level: BEST_ABILITY - step * rank for rank, level in enumerate(levels)}
@@ -80,16 +80,25 @@ class RankedQuality:
         return WORST_ABILITY if level is None else self._ability.get(level, WORST_ABILITY)
 
     @cached_property
+    def _kinds(self) -> tuple[Kind, ...]:
+        """Also of nodes that left a moment ago and may come back."""
+        return (*(group.kind for group in self._snapshot.groups), *self._snapshot.departed)
+
+    @cached_property
     def _standing(self) -> dict[str, tuple[float, bool]]:
         """By model: what a million of its tokens costs at most, and whether it runs on edges alone."""
         found: dict[str, tuple[float, bool]] = {}
-        for group in self._snapshot.groups:
-            binding = group.kind.binding
-            for variant in group.kind.variants:
+        for kind in self._kinds:
+            for variant in kind.variants:
                 cost, edge_only = found.get(variant.model, (0.0, True))
-                edge_only = edge_only and binding.tier is Tier.EDGE
-                found[variant.model] = max(cost, binding.cost_per_mtoken), edge_only
+                edge_only = edge_only and kind.binding.tier is Tier.EDGE
+                found[variant.model] = max(cost, kind.binding.cost_per_mtoken), edge_only
         return found
+
+    @cached_property
+    def _in_cloud(self) -> set[str]:
+        """Digests of what runs in the cloud."""
+        return {v.digest for k in self._kinds if k.binding.tier is not Tier.EDGE for v in k.variants}
 
     def _level(self, variant: Variant) -> _Level | None:
         """Smaller is better; None for what the snapshot does not know."""
@@ -100,7 +109,10 @@ class RankedQuality:
         if standing is None:
             return None
         cost, edge_only = standing
-        return True, -cost, edge_only, math.inf if variant.perplexity is None else variant.perplexity
+        if variant.perplexity is not None:
+            return True, -cost, edge_only, variant.perplexity
+        # Whole models run in clouds, where nobody measures them, and quantized ones on edges.
+        return True, -cost, edge_only, 0.0 if variant.digest in self._in_cloud else math.inf
 
     def p_good(self, variant: Variant, difficulty: float) -> float:
         return _odds(difficulty, self.ability(variant))
@@ -110,12 +122,16 @@ class RankedQuality:
 
     def is_best(self, variant: Variant) -> bool:
         """Whether no variant of the snapshot is known to be better."""
-        return self.ability(variant) >= max(self._ability.values(), default=WORST_ABILITY)
+        return self.ability(variant) >= self._highest
+
+    @cached_property
+    def _highest(self) -> float:
+        return max(self._ability.values(), default=WORST_ABILITY)
 
     @cached_property
     def best(self) -> str:
         """Digest of the best variant, of several that are alike the first of these; "" without any."""
-        variants = {v.digest: v for group in self._snapshot.groups for v in group.kind.variants}
+        variants = {v.digest: v for kind in self._kinds for v in kind.variants}
         return min((digest for digest, v in variants.items() if self.is_best(v)), default="")
 
 

@@ -202,3 +202,14 @@ def test_who_waits_is_looked_at_when_a_node_is_lost() -> None:
     assert served.node is not None
     assert served.node.spec.name == "spare"
     assert served.ttft_s == pytest.approx(1.1 - 0.2 + 0.1)
+
+
+@pytest.mark.parametrize("for_s", [4.0 + 0.1 * n for n in range(40)])
+def test_a_node_that_was_quiet_for_about_too_long_is_not_lost_for_good(for_s: float) -> None:
+    slow_link = {
+        **LONE,
+        "rtt_ms": [800.0, 0.0],
+        "failures": [{"at_s": 5.05, "for_s": for_s, "kind": "silent"}],
+    }
+    *_, last = play(fleet_of(slow_link), [Recorded(0.0, 100, 4), Recorded(40.0, 100, 4)], "tidegate")
+    assert last.node is not None

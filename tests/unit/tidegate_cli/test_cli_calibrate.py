@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tidegate_cli.calibrate import outcomes
 from tidegate_cli.calibrate.outcomes import read
 from tidegate_cli.main import main
 
@@ -160,9 +161,18 @@ def test_pairs_certify_a_variant_that_never_served_anybody(
     assert "d-new" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("away", "best"), [(3, "d-large"), (150, "d-small")])
+def test_a_best_node_that_is_away_for_a_moment_revokes_nothing(tmp_path: Path, away: int, best: str) -> None:
+    rows = [
+        answer(number, True, best="d-small" if number >= 900 else "d-large") for number in range(900 + away)
+    ]
+    assert read([write(tmp_path / "log.jsonl", *rows)], until_s=1e9).basis == ("model", best)
+
+
 def test_of_several_models_and_best_variants_only_the_newest_answers_count(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outcomes, "NEWEST", 1)
     old = {"complexity": None, "best": None}
     # Replicas' logs follow each other, so the newest answer need not stand last.
     path = write(

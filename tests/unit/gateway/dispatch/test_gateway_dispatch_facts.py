@@ -435,9 +435,11 @@ async def test_a_route_that_is_told_is_audited_where_the_class_limits_anything(
         rig.dispatcher.route(ask("r2"), Client())
         with pytest.raises(ServeError, match="no node serves this model"):
             rig.dispatcher.route(ask("r3", data_class="restricted", model="unknown"), Client())
+        with pytest.raises(ServeError, match="above this gateway's limit"):
+            rig.dispatcher.route(ask("r4", data_class="restricted", max_tokens=1 << 20), Client())
     assert (route.node_id, rig.tried, decision_ms) == ("n1", [], 0.0)
     lines = [(r.request_id, r.decision, r.node) for r in caplog.records if r.name == "gateway.audit"]  # type: ignore[attr-defined]
-    assert lines == [("r1", "told", "name-n1"), ("r3", "refused", "")]
+    assert lines == [("r1", "told", "name-n1"), ("r3", "refused", ""), ("r4", "refused", "")]
 
 
 async def test_decisions_know_what_crowds_their_model_and_teach_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,19 @@ def test_it_is_told_when_they_are_in_force_again(store: Store, caplog: pytest.Lo
         "certificates are not in force",
         "certificates are in force",
     ]
+
+
+def test_a_file_that_can_be_read_again_is_taken_though_it_did_not_change(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", denied)
+        store.put(json.dumps(HERE | {"variants": PROVEN}))
+        assert store.thresholds == {}
+    assert warnings(caplog) == ["certificates cannot be read, so what was in force stays"]
+    store.refresh()
+    assert store.thresholds == {"d-small": 0.4}
+
+
+def denied(self: Path, encoding: str) -> str:
+    raise PermissionError(13, "no")

@@ -78,9 +78,18 @@ def test_speeds_are_those_of_the_last_heartbeat() -> None:
     assert decode_node(encode_node(NodeRecord("gw-1", state))).state.speeds == measured
 
 
-@given(st.builds(SessionRecord, texts, texts, texts, st.integers(0, 10**6), texts))
+COUNTS = st.integers(0, 10**6)
+
+
+@given(st.builds(SessionRecord, texts, texts, texts, COUNTS, texts, texts, COUNTS))
 def test_a_session_comes_back_as_it_was(record: SessionRecord) -> None:
     assert decode_session(encode_session(record)) == record
+
+
+def test_a_session_of_a_replica_of_before_keeps_its_data_class() -> None:
+    assert decode_session('["s", "n1", "d", 4, "restricted"]') == SessionRecord(
+        "s", "n1", "d", 4, "restricted"
+    )
 
 
 @given(any_json)

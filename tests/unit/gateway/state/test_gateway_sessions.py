@@ -109,6 +109,9 @@ def test_a_turn_is_fresh_until_its_node_has_told_what_it_holds(clock: Clock) -> 
     s = sessions(clock=clock)
     s.put("a", HINT, "")
     clock.advance(REPORTED_AFTER_S / 2)
+    for record in s.take_unsent():
+        s.learn(record)  # the store gives back what it was told
+    assert s.hint("a") == FRESH
     s.put("b", HINT, "")
     s.put("a", None, "")  # the next turn began
     clock.advance(REPORTED_AFTER_S / 2)

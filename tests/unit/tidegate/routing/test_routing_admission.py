@@ -63,5 +63,6 @@ def test_lanes_that_cannot_go_do_not_keep_back_one_that_can(lanes: int) -> None:
 
 
 def test_requests_that_ask_for_nearly_the_same_quality_wait_in_one_lane() -> None:
-    lanes = [lane_of(query(min_p_good=p)) for p in (0.8, 0.801, 0.9)]
-    assert lanes[0] == lanes[1] != lanes[2]
+    lanes = [lane_of(query(min_p_good=p)) for p in (0.801, 0.803, 0.9, 0.001, 0.0)]
+    assert lanes[0] == lanes[1]
+    assert len(set(lanes)) == 4

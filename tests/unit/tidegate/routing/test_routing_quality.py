@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from routing_fixtures import LARGE, SMALL, cloud, fleet, node
 
 from tidegate.routing.certificates import NOTHING
-from tidegate.routing.domain import Health
+from tidegate.routing.domain import Health, Kind, Snapshot
 from tidegate.routing.quality import BEST_ABILITY, UNPROVEN, WORST_ABILITY, CertifiedQuality, RankedQuality
 
 MIDDLE = replace(SMALL, digest="d-mid", perplexity=12.0)
@@ -94,6 +94,21 @@ def test_one_model_ranks_by_perplexity_wherever_it_runs_and_whatever_it_costs() 
     quality = RankedQuality(fleet(node(variants=(better,)), cloud(variants=(SMALL,))))
     assert quality.is_best(better)
     assert not quality.is_best(SMALL)
+
+
+def test_of_one_model_who_was_never_measured_is_first_in_the_cloud_and_last_on_edges() -> None:
+    whole = replace(SMALL, digest="d-whole", quantization="F16", perplexity=None)
+    odd = replace(SMALL, digest="d-odd", perplexity=None)
+    quality = RankedQuality(fleet(node(variants=(SMALL, odd)), cloud(variants=(whole,))))
+    assert quality.is_best(whole)
+    assert quality.ability(whole) > quality.ability(SMALL) > quality.ability(odd)
+
+
+def test_the_best_is_still_the_best_while_its_node_may_come_back() -> None:
+    left = Snapshot((node(),), departed=(Kind((LARGE,), cloud().binding),))
+    assert RankedQuality(left).best == LARGE.digest
+    assert not RankedQuality(left).is_best(SMALL)
+    assert RankedQuality(fleet(node())).best == SMALL.digest  # control
 
 
 def test_a_stated_order_wins_over_perplexity_and_foreign_words_name_nobody() -> None:
