@@ -73,12 +73,9 @@ def fit_need(rows: Matrix, target: Floats, base: Fitted | None = None, seed: int
     if base is not None:
         target = target - BASE_SHARE * base.need(rows)
     trust = 1.0 if base is None else BASE_TRUST
-    mean, deviation = rows.dense.mean(axis=0), rows.dense.std(axis=0) + 1e-6
-    z = np.clip((rows.dense - mean) / deviation, -CLIP, CLIP)
-    drawn = [_fit_draw(rows, z, target, trust, np.random.default_rng((seed, draw))) for draw in range(DRAWS)]
-    return Fitted(
-        mean=mean,
-        deviation=deviation,
+    drawn = [_fit_draw(rows, target, trust, np.random.default_rng((seed, draw))) for draw in range(DRAWS)]
+    return replace(
+        drawn[0],
         projection=np.hstack([d.projection for d in drawn]),
         phase=np.concatenate([d.phase for d in drawn]),
         dense=_mean([d.dense for d in drawn]),
@@ -90,27 +87,16 @@ def fit_need(rows: Matrix, target: Floats, base: Fitted | None = None, seed: int
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Draw:
-    """What was fitted with one draw of cosines."""
-
-    projection: Floats
-    phase: Floats
-    dense: Floats
-    cosine: Floats
-    vector: Floats
-    table: Floats
-    bias: float
-
-
 def _mean(parts: list[Floats]) -> Floats:
     found: Floats = np.mean(parts, axis=0)
     return found
 
 
-def _fit_draw(rows: Matrix, z: Floats, target: Floats, trust: float, rng: np.random.Generator) -> _Draw:
-    """`z`: the standardized numbers."""
-    width = z.shape[1]
+def _fit_draw(rows: Matrix, target: Floats, trust: float, rng: np.random.Generator) -> Fitted:
+    """One of the models whose mean is taken."""
+    width = rows.dense.shape[1]
+    mean, deviation = rows.dense.mean(axis=0), rows.dense.std(axis=0) + 1e-6
+    z = np.clip((rows.dense - mean) / deviation, -CLIP, CLIP)
     projection = FREQUENCY * rng.normal(size=(width, COSINES)) / np.sqrt(width)
     phase = rng.uniform(0.0, 2.0 * np.pi, COSINES)
     x = np.hstack([z, np.sqrt(2.0) * np.cos(z @ projection + phase), rows.vectors])
@@ -121,14 +107,16 @@ def _fit_draw(rows: Matrix, z: Floats, target: Floats, trust: float, rng: np.ran
     x -= middle
     weights = np.linalg.solve(x.T @ x + np.diag(penalties), x.T @ (target - level))
     left_over = target - level - x @ weights
-    return _Draw(
-        projection,
-        phase,
-        weights[:width],
-        weights[width : width + COSINES] * np.sqrt(2.0),
-        weights[width + COSINES :],
-        _ngram_table(rows, left_over, trust * NGRAM_PENALTY),
-        level - float(middle @ weights),
+    return Fitted(
+        mean=mean,
+        deviation=deviation,
+        projection=projection,
+        phase=phase,
+        dense=weights[:width],
+        cosine=weights[width : width + COSINES] * np.sqrt(2.0),
+        vector=weights[width + COSINES :],
+        table=_ngram_table(rows, left_over, trust * NGRAM_PENALTY),
+        bias=level - float(middle @ weights),
     )
 
 

@@ -15,7 +15,6 @@ from aiohttp import web
 from gateway.analysis import Analyzer
 from gateway.app import wiring
 from gateway.dispatch import Dispatcher
-from gateway.dispatch.admission import Admission
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
 from gateway.dispatch.line import Line
@@ -78,11 +77,7 @@ class GatewayApp:
         self._classes = wiring.data_classes(settings)
         self._sessions = Sessions(secret + b"sessions", clock, stricter=self._classes.stricter)
         self._latency = LearnedLatency()
-        self._admission = Admission(
-            settings.limits.in_flight,
-            settings.limits.in_flight_mbytes * 1_000_000,
-            shared=len({client.tenant for client in settings.clients}) > 1,
-        )
+        self._admission = wiring.admission(settings)
         analyzer = wiring.analyzer(settings, secret)
         self._outcomes = wiring.outcomes(settings, analyzer.fingerprint, self._best)
         self._certificates = Certificates(settings.quality.certificates, analyzer.fingerprint, self._best)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gateway.analysis import Analyzer, ModelUnusable
 from gateway.dispatch import DataClasses, DispatchOptions, Levels
+from gateway.dispatch.admission import Admission
 from gateway.dispatch.attempt import StallLimits
 from gateway.dispatch.caller import Client
 from gateway.dispatch.outcomes import Outcomes
@@ -164,6 +165,12 @@ def dispatch_options(settings: GatewaySettings) -> DispatchOptions:
         log_share=settings.routing.decision_log_share,
         stall=StallLimits(first_s=limits.first_token_stall_s, between_s=limits.token_stall_s),
     )
+
+
+def admission(settings: GatewaySettings) -> Admission:
+    """How much is served at once."""
+    limits, tenants = settings.limits, {client.tenant for client in settings.clients}
+    return Admission(limits.in_flight, limits.in_flight_mbytes * 1_000_000, shared=len(tenants) > 1)
 
 
 def outcomes(settings: GatewaySettings, complexity: str, best: Callable[[], str]) -> Outcomes:

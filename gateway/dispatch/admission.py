@@ -48,43 +48,8 @@ class Admission:
     @contextmanager
     def admit(self, tenant: str, request_id: str, prompt_bytes: int = 0) -> Iterator[None]:
         """Raises ServeError: UNAVAILABLE when draining, RESOURCE_EXHAUSTED, ALREADY_EXISTS."""
-        key = (tenant, request_id)
-        if self.draining:
-            raise ServeError(
-                Code.UNAVAILABLE,
-                "this gateway is shutting down",
-                reason="DRAINING",
-                retry_after_ms=RETRY_AFTER_MS,
-            )
-        if key in self._ids:
-            raise ServeError(
-                Code.ALREADY_EXISTS,
-                "a request with this request_id is being served",
-                reason="DUPLICATE_REQUEST_ID",
-                param="request_id",
-            )
-        if len(self._ids) >= self._limit:
-            raise ServeError(
-                Code.RESOURCE_EXHAUSTED,
-                f"this gateway serves {self._limit} requests at once and is full",
-                reason="OVERLOADED",
-                retry_after_ms=RETRY_AFTER_MS,
-            )
-        if self._bytes + prompt_bytes > self._limit_bytes:
-            raise ServeError(
-                Code.RESOURCE_EXHAUSTED,
-                f"the prompts being served reach this gateway's limit of {self._limit_bytes} bytes",
-                reason="OVERLOADED",
-                retry_after_ms=RETRY_AFTER_MS,
-            )
-        held = self._held.get(tenant) or _Held()
-        if self._shared and self._is_beyond_its_share(held, prompt_bytes):
-            raise ServeError(
-                Code.RESOURCE_EXHAUSTED,
-                "what this gateway serves at once is shared, and this tenant has its share of it",
-                reason="OVERLOADED",
-                retry_after_ms=RETRY_AFTER_MS,
-            )
+        key, held = (tenant, request_id), self._held.get(tenant) or _Held()
+        self._check(key, held, prompt_bytes)
         self._held[tenant] = held
         self._ids.add(key)
         self._bytes += prompt_bytes
@@ -103,6 +68,30 @@ class Admission:
             if not self._ids:
                 self._idle.set()
 
+    def _check(self, key: tuple[str, str], held: _Held, prompt_bytes: int) -> None:
+        if self.draining:
+            raise ServeError(
+                Code.UNAVAILABLE,
+                "this gateway is shutting down",
+                reason="DRAINING",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        if key in self._ids:
+            raise ServeError(
+                Code.ALREADY_EXISTS,
+                "a request with this request_id is being served",
+                reason="DUPLICATE_REQUEST_ID",
+                param="request_id",
+            )
+        if len(self._ids) >= self._limit:
+            raise _overloaded(f"this gateway serves {self._limit} requests at once and is full")
+        if self._bytes + prompt_bytes > self._limit_bytes:
+            raise _overloaded(
+                f"the prompts being served reach this gateway's limit of {self._limit_bytes} bytes"
+            )
+        if self._shared and self._is_beyond_its_share(held, prompt_bytes):
+            raise _overloaded("what this gateway serves at once is shared, and this tenant has its share")
+
     def _is_beyond_its_share(self, held: _Held, prompt_bytes: int) -> bool:
         free, free_bytes = self._limit - len(self._ids), self._limit_bytes - self._bytes
         return held.requests >= TIMES_FREE * free or (
@@ -117,3 +106,7 @@ class Admission:
                 await self._idle.wait()
         except TimeoutError:
             pass
+
+
+def _overloaded(message: str) -> ServeError:
+    return ServeError(Code.RESOURCE_EXHAUSTED, message, reason="OVERLOADED", retry_after_ms=RETRY_AFTER_MS)

@@ -117,6 +117,17 @@ def test_a_trace_is_played_in_order_of_time(tmp_path: Path) -> None:
     assert all(served.ttft_s > 0.0 for served in play(fleet_of(NODE), trace, "round-robin"))
 
 
+@pytest.mark.parametrize("fraction", ["", ".5", ".0099300", ".009930"])
+def test_a_moment_with_a_zone_is_the_same_however_exact_it_is(fraction: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        f"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00{fraction}+02:00,1,1\n"
+        "2023-11-16 16:00:01,1,1\n"
+    )
+    first, second = read_trace(str(path), None)
+    assert 0.0 < second.at_s - first.at_s <= 1.0
+
+
 def test_moments_without_a_zone_are_the_same_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

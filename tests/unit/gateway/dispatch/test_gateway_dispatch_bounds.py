@@ -8,10 +8,12 @@ from contextlib import ExitStack, aclosing, suppress
 import pytest
 from dispatch_rig import SILENT, Rig, answer, ask, fails, token
 
+from gateway.app import wiring
 from gateway.dispatch import Levels
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.caller import Client
 from gateway.dispatch.intake import MAX_INPUT_BYTES, MAX_STOP_CHARS
+from gateway.settings import GatewaySettings
 from tidegate.link import intake as link_intake
 from tidegate.routing.domain import (
     Accepted,
@@ -239,3 +241,11 @@ def test_no_tenant_takes_all_the_room_where_there_are_others(limit: int, limit_b
     with ExitStack() as held:
         assert held_by_one(shared, held, "late", 100, 100) == 80  # what ended is free again
         assert held_by_one(Admission(1, shared=True), held, "one", 2) == 1
+
+
+@pytest.mark.parametrize(("tenants", "admitted"), [(["a", "b"], 80), (["a", "a"], 90)])
+def test_a_gateway_is_shared_where_its_keys_are_of_several_tenants(tenants: list[str], admitted: int) -> None:
+    clients = [{"name": f"c{n}", "key": {"env": f"KEY_{n}"}, "tenant": t} for n, t in enumerate(tenants)]
+    settings = GatewaySettings.model_validate({"clients": clients, "limits": {"in_flight": 90}})
+    with ExitStack() as held:
+        assert held_by_one(wiring.admission(settings), held, "a", 100) == admitted

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from dispatch_rig import Rig, answer, ask
+from dispatch_rig import NODES, Rig, answer, ask
+from gateway_fakes import add_ready
 
 from gateway.dispatch.caller import Client
 from gateway.dispatch.probes import TENANT, Probes
@@ -93,3 +95,14 @@ async def test_a_shunned_node_shows_by_a_probe_that_it_recovered() -> None:
         probed += await probing.once()
     assert 1 <= probed <= 6
     assert expected_ms() < slow_ms / 3
+
+
+@pytest.mark.parametrize(("floor", "probed"), [(0.5, False), (0.05, True)])
+async def test_a_node_that_spares_its_battery_is_not_probed(floor: float, probed: bool) -> None:
+    rig = Rig(n1=[answer(4)])
+    add_ready(rig.fleet, "n1", replace(NODES["n1"], battery_floor=floor))
+    rig.fleet.heartbeat("n1", NodeLoad(power=Power(on_battery=True, battery_share=0.1)))
+    probing = probes(rig)
+    await probing.once()
+    await pass_time(rig, 310.0)
+    assert await probing.once() is probed

@@ -215,7 +215,9 @@ def test_register_tells_whether_the_process_is_a_new_one(fleet: Fleet) -> None:
 def test_the_caches_of_a_node_show_in_the_snapshot(fleet: Fleet) -> None:
     add_ready(fleet, "n1")
     names = tuple(bytes([i]) * 16 for i in range(4))
+    assert not fleet.snapshot().by_id["n1"].names_blocks
     assert fleet.cache_report("n1", CacheDelta(held=names[:3], digest=names_digest(names[:3]), full=True))
+    assert fleet.snapshot().by_id["n1"].names_blocks
     assert fleet.snapshot().by_id["n1"].prefix_blocks == frozenset(names[:3])
     assert fleet.cache_report("n1", CacheDelta(names[3:], names[:1], names_digest(names[1:])))
     assert fleet.snapshot().by_id["n1"].prefix_blocks == frozenset(names[1:])

@@ -66,3 +66,33 @@ def test_requests_that_ask_for_nearly_the_same_quality_wait_in_one_lane() -> Non
     lanes = [lane_of(query(min_p_good=p)) for p in (0.801, 0.803, 0.9, 0.001, 0.0)]
     assert lanes[0] == lanes[1]
     assert len(set(lanes)) == 4
+
+
+def test_lanes_are_tried_from_the_best_on_again_once_somebody_went() -> None:
+    """Else a lane that comes late in the order would take what one before it has waited for."""
+    models = [f"m{n}" for n in range(12)]
+    full = [node(m, variants=(replace(SMALL, model=m, digest=m),), load=FULL) for m in models]
+    queue, asked, tried = AdmissionQueue(AdmissionLimits(), MODEL), {}, list[str]()
+    for model in models:
+        plan = route(fleet(*full), query(model=model), MODEL, always(0.0))
+        assert isinstance(plan, Plan)
+        ticket = queue.enter(plan, 100.0, 0.0)
+        assert isinstance(ticket, Ticket)
+        asked[ticket.number] = plan.query
+        queue.push(ticket, 0.0)
+
+    def turn(idle: str = "") -> list[str]:
+        nodes = [replace(n, load=NodeLoad()) if n.announcement.name == idle else n for n in full]
+
+        def now(ticket: Ticket) -> Plan | Refusal:
+            tried.append(asked[ticket.number].model)
+            return route(fleet(*nodes), asked[ticket.number], MODEL, always(0.0))
+
+        tried.clear()
+        queue.next(0.1, now)
+        return list(tried)
+
+    assert turn() == models[:8]
+    assert turn() == models[:4] + models[8:]
+    assert turn("m0") == ["m0"]
+    assert turn() == models[1:9]

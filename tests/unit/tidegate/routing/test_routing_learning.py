@@ -117,6 +117,8 @@ def test_an_answer_that_was_cut_off_too_late_is_a_miss() -> None:
     before = ask(model)
     learn(model, 20, ttft_times=1.0, tpot_times=4.0, output_tokens=60, outcome=Outcome.TIMED_OUT)
     assert ask(model).total_p95_ms > 2.0 * before.total_p95_ms
+    # Not only because the node's steps are known to be slower now.
+    assert ask(model).odds.total_p95 > 1.2 * before.odds.total_p95
 
 
 def test_cut_answers_count_as_at_least_as_long() -> None:

@@ -288,10 +288,13 @@ def test_states_are_not_moved_where_computing_costs_less() -> None:
     assert rig.memory.saves == 1
 
 
-@pytest.mark.parametrize(("kept", "saves"), [(144, 1), (0, 2)])
-def test_a_slot_is_not_saved_for_what_stays_in_it(kept: int, saves: int) -> None:
-    """Saving takes a fifth of computing: worth it for a whole prompt that would be lost, not for its end."""
-    rig, first = Rig(1, 1000, move_ms=0.2), text(1, 176)
+@pytest.mark.parametrize(("kept", "move_ms", "saves"), [(144, 0.2, 1), (0, 0.2, 2), (0, 0.5, 1)])
+def test_a_slot_is_not_saved_for_what_stays_in_it_nor_as_if_all_were_wanted_again(
+    kept: int, move_ms: float, saves: int
+) -> None:
+    """At a fifth of computing saving is worth it for a whole prompt that would be lost, not for its end; at
+    half of it not even for that."""
+    rig, first = Rig(1, 1000, move_ms=move_ms), text(1, 176)
     rig.run(text(9, 160))
     rig.run(first)  # the one before it is saved: what that costs is learned
     assert rig.memory.saves == 1
