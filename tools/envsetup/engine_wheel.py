@@ -16,6 +16,11 @@ from pathlib import Path
 from . import locks, preflight, progress
 
 DEFAULT_CMAKE_ARGS = "-DLLAVA_BUILD=OFF"
+# llama.cpp's AMX code crashes (SIGILL at its first tile instruction) when built by a gcc whose _tile_loadconfig
+# names only the first 8 of the 64 bytes it reads, as Debian 12's does: the rest of the configuration is optimized
+# away. The code is guarded by this macro, and without it AVX-512 does the work. Given in the environment, so
+# that -DCMAKE_CXX_FLAGS=... in CMAKE_ARGS wins.
+WITHOUT_AMX = "-U__AMX_INT8__"
 _MEMORY_PER_JOB_GB = 1.0
 
 
@@ -32,13 +37,21 @@ def cmake_args() -> str:
     return f"{DEFAULT_CMAKE_ARGS} {os.environ.get('CMAKE_ARGS', '')}".strip()
 
 
+def compiler_flags() -> dict[str, str]:
+    """CFLAGS and CXXFLAGS of the build: the caller's, and what this machine's CPU needs besides."""
+    if "amx_int8" not in _cpu_flags().split():
+        return {}
+    return {name: f"{os.environ.get(name, '')} {WITHOUT_AMX}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+
+
 def slot(engine_block: str) -> Path:
     """The folder of the one wheel that fits this lock, these options and this machine.
 
     By default llama.cpp is compiled for the CPU at hand, so the CPU's flags are part of the name: a home
     folder shared by unlike machines must not hand one machine's instructions to another.
     """
-    facts = "\n".join((engine_block, cmake_args(), *platform.libc_ver(), _cpu_flags()))
+    settings = (cmake_args(), *compiler_flags().values())
+    facts = "\n".join((engine_block, *settings, *platform.libc_ver(), _cpu_flags()))
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}"
     named = f"{locks.ENGINE}-{locks.version_of(engine_block)}-{tag}-{_short_hash(facts)}"
     return cache_folder() / "wheels" / named
@@ -73,7 +86,7 @@ def build(python: Path, folder: Path, engine_block: str, environment: dict[str, 
         command += ["--progress-bar", "off", "--require-hashes", "-r", str(lock), "-w", str(work / "out")]
         jobs = _jobs()
         title = f"building llama.cpp for this machine ({jobs} jobs; about 13 CPU minutes, once)"
-        settings = {"CMAKE_ARGS": cmake_args(), "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs)}
+        settings = {"CMAKE_ARGS": cmake_args(), "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs), **compiler_flags()}
         progress.run_step(title, command, log, env={**environment, **settings})
         shutil.rmtree(folder, ignore_errors=True)
         (work / "out").rename(folder)  # atomic: a slot is whole or absent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,7 +51,10 @@ def _follow(process: subprocess.Popen[bytes], what: str, progress: Progress) -> 
     status = process.wait()
     if outcome is None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        raise EngineUnavailable(f"{what} crashed ({how}); the source file may be damaged")
+        why = "the source file may be damaged"
+        if status == -signal.SIGILL:
+            why = "llama.cpp was built for another processor than this one: build it here"
+        raise EngineUnavailable(f"{what} crashed ({how}); {why}")
     if "refused" in outcome:
         raise EngineUnavailable(f"{what} failed: {outcome['refused']}")
     return outcome["done"]

@@ -238,14 +238,31 @@ class TestEngineWheel:
         assert engine_wheel.cmake_args() == "-DLLAVA_BUILD=OFF -DGGML_CUDA=on"
         assert engine_wheel.slot(self.BLOCK) != plain
 
+    def test_amx_is_left_out_where_the_processor_has_it(
+        self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CXXFLAGS", "-O2")
+        monkeypatch.delenv("CFLAGS", raising=False)
+        monkeypatch.setattr(engine_wheel, "_cpu_flags", lambda: "avx2 avx512_vnni")
+        assert engine_wheel.compiler_flags() == {}
+        without = engine_wheel.slot(self.BLOCK)
+        monkeypatch.setattr(engine_wheel, "_cpu_flags", lambda: "amx_int8 avx2 avx512_vnni")
+        flags = {"CFLAGS": "-U__AMX_INT8__", "CXXFLAGS": "-O2 -U__AMX_INT8__"}
+        assert engine_wheel.compiler_flags() == flags
+        folder = engine_wheel.slot(self.BLOCK)
+        assert folder != without
+        python = self.fake_pip(tmp_path, "$CFLAGS:$CXXFLAGS")
+        engine_wheel.build(python, folder, self.BLOCK, dict(os.environ), tmp_path / "log")
+        assert (tmp_path / "calls").read_text() == "-U__AMX_INT8__:-O2 -U__AMX_INT8__\n"
+
     def test_cache_folder_follows_xdg(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TIDEGATE_CACHE", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert engine_wheel.cache_folder() == tmp_path / "tidegate"
 
-    def fake_pip(self, tmp_path: Path) -> Path:
-        """Stands in for the environment's Python: notes its calls, leaves a wheel in the folder after -w."""
-        body = f'echo "$CMAKE_ARGS" >> {tmp_path}/calls\nwhile [ "$1" != -w ]; do shift; done\n'
+    def fake_pip(self, tmp_path: Path, noted: str = "$CMAKE_ARGS") -> Path:
+        """Stands in for the environment's Python: notes its settings, leaves a wheel in the folder after -w."""
+        body = f'echo "{noted}" >> {tmp_path}/calls\nwhile [ "$1" != -w ]; do shift; done\n'
         return script(tmp_path / "python", body + 'mkdir -p "$2"\nsleep 0.2\ntouch "$2/engine.whl"')
 
     def test_two_builders_build_once(self, cache: Path, tmp_path: Path) -> None:
