@@ -29,7 +29,7 @@ def frozen(fleet: LocalFleet, name: str) -> Iterator[None]:
 
 
 # The more of it in a prompt, the longer computing takes.
-LONGER = " and so on" * 30
+LONGER = " and so on" * 22
 
 
 async def under_load(
@@ -56,7 +56,7 @@ async def under_load(
 
 async def test_edge_killed_under_load(fleet: LocalFleet) -> None:
     async with tidegate.Client(fleet.address, retry=ONCE) as client:
-        asked = await under_load(client, 16, 40, fleet.children["edge-a"].kill, victim="edge-a")
+        asked = await under_load(client, 20, 40, fleet.children["edge-a"].kill, victim="edge-a")
         for each in asked:
             if each.tokens:
                 each.check(40)

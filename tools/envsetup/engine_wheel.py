@@ -16,10 +16,10 @@ from pathlib import Path
 from . import locks, preflight, progress
 
 DEFAULT_CMAKE_ARGS = "-DLLAVA_BUILD=OFF"
-# llama.cpp's AMX code crashes (SIGILL at its first tile instruction) when built by a gcc whose _tile_loadconfig
-# names only the first 8 of the 64 bytes it reads, as Debian 12's does: the rest of the configuration is optimized
-# away. The code is guarded by this macro, and without it AVX-512 does the work. Given in the environment, so
-# that -DCMAKE_CXX_FLAGS=... in CMAKE_ARGS wins.
+# llama.cpp's AMX code crashes (SIGILL at its first tile instruction) when built by a gcc whose
+# _tile_loadconfig names only the first 8 of the 64 bytes it reads, as Debian 12's does: the stores to the
+# others are optimized away. The code is guarded by this macro; without it AVX-512 does the work. Given in the
+# environment, so that -DCMAKE_CXX_FLAGS=... in CMAKE_ARGS wins.
 WITHOUT_AMX = "-U__AMX_INT8__"
 _MEMORY_PER_JOB_GB = 1.0
 

@@ -261,7 +261,7 @@ class TestEngineWheel:
         assert engine_wheel.cache_folder() == tmp_path / "tidegate"
 
     def fake_pip(self, tmp_path: Path, noted: str = "$CMAKE_ARGS") -> Path:
-        """Stands in for the environment's Python: notes its settings, leaves a wheel in the folder after -w."""
+        """Stands in for the environment's Python: notes settings, leaves a wheel in the folder after -w."""
         body = f'echo "{noted}" >> {tmp_path}/calls\nwhile [ "$1" != -w ]; do shift; done\n'
         return script(tmp_path / "python", body + 'mkdir -p "$2"\nsleep 0.2\ntouch "$2/engine.whl"')
 
