@@ -43,11 +43,15 @@ docs: python-there ## regenerate docs/configuration.md from the settings models
 	@$(SETUP) dev
 	@$(BIN)/python tools/gen_config_docs.py
 
+# The routing code runs compiled, as in the gateway's image; `make COMPILED=no bench-decide` runs it interpreted.
+COMPILED ?= yes
+
 bench-%: python-there ## one benchmark, say bench-cancel; writes benchmarks/results/cancel.json
 	@$(SETUP) dev models
 	@test -f benchmarks/bench_$(subst -,_,$*).py || { echo "no benchmark $*; there are:" \
 	    $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py)) >&2; exit 2; }
-	@$(BIN)/python -m benchmarks.bench_$(subst -,_,$*)
+	@[ "$(COMPILED)" != yes ] || $(SETUP) compiled || echo "the benchmark runs the routing code interpreted" >&2
+	@$(if $(filter yes,$(COMPILED)),PYTHONPATH=$(CURDIR)/.cache/compiled) $(BIN)/python -m benchmarks.bench_$(subst -,_,$*)
 
 clean: ## remove what make made here (built wheels and models stay in ~/.cache/tidegate)
 	rm -rf .venv .venv-proto .cache .coverage .coverage.* htmlcov build dist sdk/dist

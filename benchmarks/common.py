@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from tidegate.routing import policy
+
 RESULTS = Path(__file__).resolve().parent / "results"
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
@@ -46,6 +48,15 @@ def row(
     holds = True if bar is None else bool(_COMPARE[sense](value, bar))
     shown = None if bar is None else f"{sense} {bar:g} {unit}".strip()
     return Row(name, value, unit, shown, holds)
+
+
+def compiled() -> bool:
+    """Whether the routing code that is measured is machine code, as in the gateway's image."""
+    return not str(policy.__file__).endswith(".py")
+
+
+def compiled_row() -> Row:
+    return row("routing code compiled", float(compiled()), "1 = yes")
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares this checkout: `python3 tools/setup_env.py [runtime|dev|proto|models]...`
+"""Prepares this checkout: `python3 tools/setup_env.py [runtime|dev|proto|models|compiled]...`
 
 Standard library only, because it runs before anything is installed. Each group is done once and stamped;
 a second run takes a fraction of a second. Exit status: 0 done, 1 a step failed (its log file is named),

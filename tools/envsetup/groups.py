@@ -1,4 +1,4 @@
-"""What can be prepared: the environments `runtime`, `dev` and `proto`, and the demo's `models`."""
+"""What can be prepared: the environments `runtime`, `dev` and `proto`, the demo's `models`, `compiled`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
-from . import engine_wheel, locks, preflight, progress
+from . import compiled, engine_wheel, locks, preflight, progress
 from .venv import Venv, clean_environment
 
-NAMES = ("runtime", "dev", "proto", "models")
+NAMES = ("runtime", "dev", "proto", "models", "compiled")
 ROOT = Path(__file__).resolve().parents[2]
 _LOGS = ROOT / ".cache"
+# The tidegate package as the gateway's image holds it; put it on PYTHONPATH.
+COMPILED = ROOT / ".cache" / "compiled"
 _LOADS_ENGINE = "import llama_cpp; llama_cpp.llama_backend_init()"
 _PREPARES_MODELS = (
     "from serving.engines.llama_cpp import bundled, prepare\n"
@@ -30,6 +32,9 @@ def prepare(name: str) -> None:
     """Brings one group up to date. Raises preflight.Unmet or progress.StepFailed."""
     if name == "models":
         _prepare_models()
+        return
+    if name == "compiled":
+        _prepare_compiled()
         return
     venv = Venv(ROOT / (".venv-proto" if name == "proto" else ".venv"), _LOGS)
     if _is_current(venv, name):
@@ -57,7 +62,8 @@ def _is_current(venv: Venv, name: str) -> bool:
 
 def _digest(name: str) -> str:
     sources = [f"requirements/{source}" for source in _SOURCES[name]]
-    settings = os.environ.get("CMAKE_ARGS", "")  # another accelerator is another engine
+    # Another accelerator, or other flags, are another engine.
+    settings = " ".join((os.environ.get("CMAKE_ARGS", ""), *engine_wheel.compiler_flags().values())).strip()
     return locks.digest(ROOT, [*sources, *(() if name == "proto" else _PROJECTS)], settings)
 
 
@@ -107,3 +113,19 @@ def _install_engine(venv: Venv, engine: str) -> None:
 def _prepare_models() -> None:
     """Requantizes the packaged model for the demo's nodes and measures each variant; kept once it is made."""
     Venv(ROOT / ".venv", _LOGS).run("preparing the models", ["-c", _PREPARES_MODELS], "models", cwd=ROOT)
+
+
+def _prepare_compiled() -> None:
+    """Compiles the routing code into COMPILED unless it is what the sources make already. Needs `dev`."""
+    sdk, requirements = ROOT / "sdk", ROOT / "requirements"
+    wanted = compiled.digest(sdk, requirements)
+    if compiled.is_current(COMPILED, wanted):
+        return
+    with engine_wheel.exclusive(_LOGS / "setup.lock", "another set-up of this checkout is running"):
+        if compiled.is_current(COMPILED, wanted):
+            return
+        # Gone before anything can fail: nobody shall run what the sources no longer say.
+        shutil.rmtree(COMPILED, ignore_errors=True)
+        preflight.check_extensions_build()
+        log = _LOGS / "setup-compiled.log"
+        compiled.build(Venv(ROOT / ".venv", _LOGS), sdk, COMPILED, wanted, log)

@@ -49,7 +49,8 @@ _DIGEST_CHARS = 12
 def names(word: str, variant: Variant) -> bool:
     """Whether an operator's word means the variant: its digest or the first 12 characters of it (with or
     without "sha256:"), MODEL:QUANTIZATION, or the model, by its name or an alias."""
-    if word in (variant.model, variant.digest, f"{variant.model}:{variant.quantization}", *variant.aliases):
+    known = (variant.model, variant.digest, f"{variant.model}:{variant.quantization}")
+    if word in known or word in variant.aliases:
         return True
     digest, start = variant.digest.removeprefix("sha256:"), word.removeprefix("sha256:")
     return len(start) >= _DIGEST_CHARS and digest.startswith(start)

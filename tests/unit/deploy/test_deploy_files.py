@@ -87,6 +87,7 @@ def test_requirements_of_images_agree_with_the_tested_ones() -> None:
 
     for image in ("gateway.txt", "node.txt"):
         assert pins(image) <= pins("runtime.txt")
+    assert pins("compile.txt") <= pins("dev.txt")
     assert not any(pin.startswith("llama") for pin in pins("gateway.txt"))
     assert any(pin.startswith("llama-cpp-python==") for pin in pins("node.txt"))
 

@@ -37,7 +37,7 @@ def test_committed_locks_are_hashed_and_name_no_registry(root: Path) -> None:
             assert "--hash=sha256:" in block, f"{lock}: {block}"
 
 
-@pytest.mark.parametrize("name", ["build", "dev", "gateway", "model", "node", "proto", "runtime"])
+@pytest.mark.parametrize("name", ["build", "compile", "dev", "gateway", "model", "node", "proto", "runtime"])
 def test_locks_hold_what_is_asked_for(root: Path, name: str) -> None:
     def asked(source: Path) -> set[str]:
         lines = [

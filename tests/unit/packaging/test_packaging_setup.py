@@ -61,6 +61,17 @@ class TestPreflight:
         monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
         assert self.lines(tmp_path) == ["cmake is too old (version 3.18), at least 3.21 is needed: update it"]
 
+    def test_python_headers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "Python.h").write_text("")
+        monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+        preflight.check_extensions_build()
+        (tmp_path / "Python.h").unlink()
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        with pytest.raises(
+            preflight.Unmet, match=f"headers are missing: apt-get install python{version}-dev"
+        ):
+            preflight.check_extensions_build()
+
     def test_disk_and_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(preflight, "DISK_NEEDED_GB", 1e6)
         monkeypatch.setattr(preflight, "MEMORY_NEEDED_GB", 1e6)
@@ -308,10 +319,24 @@ def test_unknown_group_is_refused(root: Path) -> None:
     command = [sys.executable, str(root / "tools" / "setup_env.py"), "everything"]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 2
-    assert finished.stderr == "setup: unknown group 'everything'; there are: runtime dev proto models\n"
+    assert (
+        finished.stderr == "setup: unknown group 'everything'; there are: runtime dev proto models compiled\n"
+    )
 
 
 def test_groups_are_made_from_files_that_exist(root: Path) -> None:
     assert root == groups.ROOT
     for name in ("runtime", "dev", "proto"):
         assert groups._digest(name)
+
+
+def test_an_environment_with_another_engine_is_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    monkeypatch.setattr(engine_wheel, "_cpu_flags", lambda: "avx2")
+    digests = [groups._digest("dev"), groups._digest("dev")]
+    monkeypatch.setattr(engine_wheel, "_cpu_flags", lambda: "avx2 amx_int8")
+    digests.append(groups._digest("dev"))
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
+    digests.append(groups._digest("dev"))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3

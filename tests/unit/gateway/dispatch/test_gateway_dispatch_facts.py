@@ -42,6 +42,17 @@ pytestmark = pytest.mark.looptime
 SECRET = "the patient's name is Miller"
 
 
+class Instead:
+    """All of an object, but for these methods. Compiled objects take no other methods themselves."""
+
+    def __init__(self, real: object, **methods: Any) -> None:
+        self._real = real
+        self.__dict__ |= methods
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 async def refused(rig: Rig, **changes: object) -> ServeError:
     with pytest.raises(ServeError) as caught:
         await rig.run(ask(**changes))
@@ -371,7 +382,8 @@ async def test_what_a_slow_reader_missed_widens_no_margin(
     """It takes a second with each event, also with the first, which comes with the first token."""
     rig = Rig(n1=[answer(8, every_s=0.2)])
     learned: list[bool] = []
-    monkeypatch.setattr(rig.facts.margins, "record", lambda *_, met: learned.append(met))
+    noting = Instead(rig.facts.margins, record=lambda *_, met: learned.append(met))
+    monkeypatch.setattr(rig.facts, "margins", noting)
 
     async def read() -> None:
         async with aclosing(rig.dispatcher.generate(ask(budget=budget), Client())) as events:
@@ -446,10 +458,12 @@ async def test_decisions_know_what_crowds_their_model_and_teach_it(monkeypatch: 
     rig = Rig(n1=[answer()], n2=[answer()])
     limits = {"auto": 1e-3}
     taught: list[tuple[str, str]] = []
-    monkeypatch.setattr(rig.facts.crowding, "longest_ms", limits.__getitem__)
-    monkeypatch.setattr(
-        rig.facts.crowding, "decided", lambda plan: taught.append((plan.query.model, plan.pick))
+    noting = Instead(
+        rig.facts.crowding,
+        longest_ms=limits.__getitem__,
+        decided=lambda plan: taught.append((plan.query.model, plan.pick)),
     )
+    monkeypatch.setattr(rig.facts, "crowding", noting)
     await rig.run(ask())
     assert (rig.tried, taught) == (["n2"], [("auto", "crowded")])
 

@@ -22,7 +22,7 @@ from tidegate.routing.domain import (
     Variant,
 )
 from tidegate.routing.filters import apply_filters
-from tidegate.routing.latency import LearnedLatency
+from tidegate.routing.latency import LatencyModel, LearnedLatency
 from tidegate.routing.plan import Plan
 from tidegate.routing.policy import route
 from tidegate.routing.prediction import Prediction
@@ -32,21 +32,24 @@ BLOCKS = tuple(bytes([n]) * 16 for n in range(8))
 FULL = NodeLoad(running=4, queued=2, pending_prefill_tokens=400, pending_decode_tokens=800)
 
 
-class Counting(LearnedLatency):
+class Counting:
     def __init__(self) -> None:
-        super().__init__()
+        self._learned = LearnedLatency()
         self.asked: list[str] = []
 
     def predict(self, node: NodeState, variant: Variant, query: RouteQuery) -> Prediction:
         self.asked.append(node.announcement.name)
-        return super().predict(node, variant, query)
+        return self._learned.predict(node, variant, query)
+
+    def p_meet(self, prediction: Prediction, budget: Budget, elapsed_ms: float) -> float:
+        return self._learned.p_meet(prediction, budget, elapsed_ms)
 
 
 def many(count: int, **changes: object) -> list[NodeState]:
     return [node(f"e{n}", **changes) for n in range(count)]  # type: ignore[arg-type]
 
 
-def first_of(snapshot: Snapshot, asked: RouteQuery, model: LearnedLatency, seed: int = 1) -> str:
+def first_of(snapshot: Snapshot, asked: RouteQuery, model: LatencyModel, seed: int = 1) -> str:
     plan = route(snapshot, asked, model, random.Random(seed).random)
     assert isinstance(plan, Plan)
     return plan.first.node.announcement.name
