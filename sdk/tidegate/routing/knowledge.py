@@ -54,8 +54,8 @@ class Knowledge:
     """Of a node (`pool` is its class) or of a class (`pool` is None)."""
 
     __slots__ = (
-        "_class_joint", "_scored", "boot_id", "curves", "faded_s", "heard_s", "network", "outlook", "pool",
-        "prefill", "queue", "residuals", "seen", "spare_tokens", "step", "terms",
+        "_busy", "_class_joint", "_idle", "_queued", "boot_id", "curves", "faded_s", "heard_s", "network",
+        "outlook", "pool", "prefill", "queue", "residuals", "seen", "spare_tokens", "step", "terms",
     )  # fmt: skip
 
     def __init__(self, pool: Knowledge | None = None, boot_id: str = "", now_s: float = 0.0) -> None:
@@ -74,7 +74,10 @@ class Knowledge:
         self.curves: Curves | None = None
         self.faded_s = self.heard_s = now_s
         self.seen = 0
-        self._scored: list[Scored | None] = [None] * REGIMES
+        # What a regime was last scored with: no list, which would lie elsewhere.
+        self._idle: Scored | None = None
+        self._busy: Scored | None = None
+        self._queued: Scored | None = None
         self._class_joint: JointOdds | None = None
         self.settle()
 
@@ -98,17 +101,39 @@ class Knowledge:
 
     def scored(self, regime: int) -> Scored:
         """Odds and the medians of TTFT, per-token time and total, as ratios to the raw predictions."""
-        own, pool = self.residuals, self.pool
-        if pool is not None and pool.residuals.joint.odds is not self._class_joint:
-            self._class_joint = pool.residuals.joint.odds
-            self._scored = [None] * REGIMES
-        found = self._scored[regime]
+        joint = (self if self.pool is None else self.pool).residuals.joint.odds
+        if joint is not self._class_joint:
+            self._class_joint = joint
+            self._missed_anew()
+        found = self._idle if regime == IDLE else self._busy if regime == BUSY else self._queued
         if found is None:
-            pools = (own,) if pool is None else (own, pool.residuals)
-            # How an answer goes on depends on what comes beside it. A node that was crowded would look slow
-            # for as long as it is left alone, if that were taken for its own: it is its class's.
-            found = self._scored[regime] = odds_of(pools, pools[::-1], regime)
+            found = self._score(regime)
+            if regime == IDLE:
+                self._idle = found
+            elif regime == BUSY:
+                self._busy = found
+            else:
+                self._queued = found
         return found
+
+    def _score(self, regime: int) -> Scored:
+        own, pool = self.residuals, self.pool
+        if pool is None:
+            return odds_of((own,), (own,), regime)
+        if own.ttft[regime].odds is None and self._class_joint is not None:
+            return pool.scored(regime)  # all is its class's: one object for all its nodes
+        # How an answer goes on depends on what comes beside it. A node that was crowded would look slow
+        # for as long as it is left alone, if that were taken for its own: it is its class's.
+        return odds_of((own, pool.residuals), (pool.residuals, own), regime)
+
+    def _missed_anew(self, regime: int | None = None) -> None:
+        """In one regime, or in what all of them share."""
+        if regime is None or regime == IDLE:
+            self._idle = None
+        if regime is None or regime == BUSY:
+            self._busy = None
+        if regime is None or regime == QUEUED:
+            self._queued = None
 
     def curves_of(self, speeds: Speeds, slots: int) -> Curves:
         """The node's report as times. Where it moved, what was learned is put into its new units."""
@@ -236,9 +261,9 @@ class Knowledge:
         if changed:
             for regime in self.residuals.ttft:
                 regime.keep_newest(_KEPT_AFTER_CHANGE)
-            self._scored = [None] * REGIMES
+            self._missed_anew()
         else:
-            self._scored[p.regime] = None
+            self._missed_anew(p.regime)
 
     def missed_all_by(self, o: Observation, ttft_ms: float, tpot_ms: float) -> None:
         p = o.prediction
@@ -249,7 +274,7 @@ class Knowledge:
             total_ms / max(p.raw_total_ms, 1.0),
         )
         self.residuals.joint.add(sample, tpot_ms > p.tpot_p95_ms, total_ms > p.total_p95_ms)
-        self._scored = [None] * REGIMES
+        self._missed_anew()
 
     def _spare(self, cached_tokens: int) -> None:
         """A moving mean of what was warm though nobody expected it: a template's opening, mostly."""
@@ -261,7 +286,7 @@ class Knowledge:
         for regime in self.residuals.ttft:
             regime.sort()
         self.residuals.joint.sort()
-        self._scored = [None] * REGIMES
+        self._missed_anew()
         self.settle()
 
     # --- forgetting ---
