@@ -262,7 +262,7 @@ class Gateway:
     def bounced(self, tried: Try, queued: int) -> None:
         """The node says how many wait there. Nothing was computed, so nothing is learned about speed."""
         name = tried.choice.node.node_id
-        self.view.bounced(name, queued)
+        self.view.bounced(name, tried.key, queued)
         self._close(tried)
         tried.asked.full |= {name}
 

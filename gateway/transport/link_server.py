@@ -233,9 +233,10 @@ class NodeLinkServicer(node_pb2_grpc.NodeLinkServiceServicer):
                 session.deliver([codec.output_from_pb(o) for o in message.chunk_batch.outputs])
             elif kind == "bounce":
                 failure = codec.failure_from_pb(message.bounce.failure)
-                if failure.cause is Cause.OVERLOADED:
-                    self._fleet.bounced(session.node_id, message.bounce.queued)
-                session.bounced(codec.key_from_pb(message.bounce.key), failure)
+                key = codec.key_from_pb(message.bounce.key)
+                full = failure.cause is Cause.OVERLOADED
+                self._fleet.bounced(session.node_id, key, message.bounce.queued if full else None)
+                session.bounced(key, failure)
             elif kind == "fragment_ack":
                 session.acked(message.fragment_ack.bytes)
         return ENDED

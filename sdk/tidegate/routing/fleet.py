@@ -224,14 +224,21 @@ class Fleet:
         if work is not None or node.sent.pop(key, None) is not None:
             self._changed(node_id)
 
-    def bounced(self, node_id: str, queued: int) -> None:
-        """The node was full for some work and says how many wait there: newer than its last heartbeat."""
+    def bounced(self, node_id: str, key: AttemptKey, queued: int | None) -> None:
+        """The node handed some work back. If it was full it says how many wait, newer than its heartbeat.
+
+        A heartbeat may have acknowledged the work, but none has counted it.
+        """
         node = self._nodes.get(node_id)
-        if node is not None:
+        if node is None:
+            return
+        node.sent.pop(key, None)
+        node.taken.pop(key, None)
+        if queued is not None:
             load = node.load
             running = max(load.running, slots_now(node.announcement, load))
             node.load = replace(load, running=running, queued=max(load.queued, queued))
-            self._changed(node_id)
+        self._changed(node_id)
 
     def delivered(self, node_id: str) -> None:
         """The node gave output for some attempt."""

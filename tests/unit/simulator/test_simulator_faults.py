@@ -9,6 +9,7 @@ from simulator.gateway import Asked, Gateway, Try
 from simulator.trace import Recorded
 from tidegate.routing.admission import AdmissionQueue
 from tidegate.routing.crowding import Crowding
+from tidegate.routing.domain import AttemptKey
 from tidegate.routing.fleet import Fleet
 from tidegate.routing.latency import LearnedLatency
 from tidegate.routing.observation import Observation, Outcome
@@ -166,9 +167,9 @@ def bounces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     told: list[tuple[str, int]] = []
     bounced = Fleet.bounced
 
-    def telling(fleet: Fleet, node_id: str, queued: int) -> None:
+    def telling(fleet: Fleet, node_id: str, key: AttemptKey, queued: int) -> None:
         told.append((node_id, queued))
-        bounced(fleet, node_id, queued)
+        bounced(fleet, node_id, key, queued)
 
     monkeypatch.setattr(Fleet, "bounced", telling)
     return told

@@ -11,6 +11,8 @@ from gateway.state import Fleet
 from tidegate.routing.domain import AttemptKey, CacheDelta, Health, InFlight, NodeLoad
 from tidegate.routing.prefix import names_digest
 
+BOUNCED = AttemptKey("bounced", 1)
+
 
 @pytest.fixture
 def fleet(clock: Clock) -> Fleet:
@@ -173,17 +175,40 @@ def test_ended_work_is_taken_off_the_last_heartbeat(fleet: Fleet) -> None:
 def test_a_bounce_tells_of_the_queue_before_the_next_heartbeat_does(fleet: Fleet) -> None:
     add_ready(fleet, "n1")
     fleet.heartbeat("n1", NodeLoad(running=1))
-    fleet.bounced("n1", 3)
+    fleet.bounced("n1", BOUNCED, 3)
     load = fleet.snapshot().by_id["n1"].load
     assert (load.running, load.queued) == (4, 3)
-    fleet.bounced("n1", 0)  # takes nothing off
+    fleet.bounced("n1", BOUNCED, 0)  # takes nothing off
     assert fleet.snapshot().by_id["n1"].load == load
-    fleet.bounced("unknown", 3)
+    fleet.bounced("unknown", BOUNCED, 3)
+
+
+def test_bounced_work_takes_nothing_off_what_a_heartbeat_counted(fleet: Fleet) -> None:
+    """The heartbeat that acknowledged it counted three others."""
+    add_ready(fleet, "n1")
+    busy = NodeLoad(running=3, pending_decode_tokens=30, last_work_seq=1)
+    for ends in (False, True):
+        fleet.sent("n1", work("a", max_tokens=10, work_seq=1))
+        fleet.heartbeat("n1", busy)
+        if not ends:
+            fleet.bounced("n1", AttemptKey("a", 1), None)
+        fleet.ended("n1", AttemptKey("a", 1))
+        load = fleet.snapshot().by_id["n1"].load
+        # The control: work that ran there is taken off.
+        assert (load.running, load.pending_decode_tokens) == ((2, 20) if ends else (3, 30))
+
+
+def test_work_that_bounced_before_it_was_acknowledged_is_no_longer_under_way(fleet: Fleet) -> None:
+    add_ready(fleet, "n1")
+    fleet.sent("n1", work("a", max_tokens=10, work_seq=1))
+    assert fleet.snapshot().by_id["n1"].in_flight.requests == 1
+    fleet.bounced("n1", AttemptKey("a", 1), 0)
+    assert fleet.snapshot().by_id["n1"].in_flight.requests == 0
 
 
 def test_a_node_without_a_queue_is_full_after_a_bounce(fleet: Fleet) -> None:
     add_ready(fleet, "n1")
-    fleet.bounced("n1", 0)
+    fleet.bounced("n1", BOUNCED, 0)
     assert fleet.snapshot().by_id["n1"].active == 4
     fleet.heartbeat("n1", NodeLoad(running=1))
     assert fleet.snapshot().by_id["n1"].active == 1
