@@ -279,9 +279,7 @@ class Dispatcher:
         taken_s = self._clock() - started_s
         self._metrics.decision.observe(taken_s)
         if isinstance(result, Refusal):
-            self._audit.decided(run, "refused", None)
-            if self._is_logged():
-                self._log.decision(run.request.request_id, explain.refusal_record(result))
+            self._note_refusal(run, result)
             raise failed or explain.refusal_error(result)
         return result, taken_s * 1000
 
@@ -289,12 +287,13 @@ class Dispatcher:
         """Waits for room on a node that will do. Raises ServeError where that cannot be in time."""
         started_s = self._clock()
         try:
-            return await self._line.turn(plan, run.deadline_s, partial(self._route, run, tried))
-        except ServeError:
-            self._audit.decided(run, "refused", None)
-            raise
+            turn = await self._line.turn(plan, run.deadline_s, partial(self._route, run, tried))
         finally:
             run.row.waited_ms += (self._clock() - started_s) * 1000
+        if isinstance(turn, Refusal):
+            self._note_refusal(run, turn)
+            raise explain.refusal_error(turn)
+        return turn
 
     def _route(self, run: RequestRun, tried: frozenset[str]) -> Plan | Refusal:
         query = replace(
@@ -325,6 +324,11 @@ class Dispatcher:
         row.at_risk, row.cost_per_mtoken = not choice.qualified, choice.cost_per_mtoken
         if self._is_logged():
             self._log.decision(run.request.request_id, explain.record(plan))
+
+    def _note_refusal(self, run: RequestRun, refusal: Refusal) -> None:
+        self._audit.decided(run, "refused", None)
+        if self._is_logged():
+            self._log.decision(run.request.request_id, explain.refusal_record(refusal))
 
     def _is_logged(self) -> bool:
         """Draws whether a decision is among those that are logged."""

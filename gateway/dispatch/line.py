@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway.telemetry import Metrics
-from tidegate.routing import explain
 from tidegate.routing.admission import AdmissionQueue, expected_tokens, refused
-from tidegate.routing.domain import Code, OnMiss, ServeError
+from tidegate.routing.domain import Code, OnMiss
 from tidegate.routing.plan import Plan, Reason, Refusal
 from tidegate.routing.waiting import Ticket
 
@@ -67,8 +66,10 @@ class Line:
     def at_once(self, plan: Plan) -> bool:
         return self._queue.at_once(plan, self._reserved)
 
-    async def turn(self, plan: Plan, deadline_s: float | None, decide: Callable[[], Plan | Refusal]) -> Turn:
-        """Returns when the request may be sent, with the plan that holds then. Raises ServeError.
+    async def turn(
+        self, plan: Plan, deadline_s: float | None, decide: Callable[[], Plan | Refusal]
+    ) -> Turn | Refusal:
+        """Returns when the request may be sent, with the plan that holds then, or when it cannot be in time.
 
         The work must be handed to a node before the caller waits for anything else.
         """
@@ -83,7 +84,7 @@ class Line:
         if isinstance(entered, Plan):
             return Turn(entered)
         if isinstance(entered, Refusal):
-            raise self._refusal(entered)
+            return self._counted(entered)
         return await self._wait(entered, _Waiter(decide, asyncio.get_running_loop().create_future(), plan))
 
     def notify(self) -> None:
@@ -98,7 +99,7 @@ class Line:
         if turn is not None and turn.ticket is not None:
             self._queue.settle(turn.ticket, float(tokens))
 
-    async def _wait(self, ticket: Ticket, waiter: _Waiter) -> Turn:
+    async def _wait(self, ticket: Ticket, waiter: _Waiter) -> Turn | Refusal:
         started_s = self._clock()
         self._waiters[ticket.number] = waiter
         try:
@@ -115,7 +116,7 @@ class Line:
             self._metrics.wait.observe(self._clock() - started_s)
             self.notify()  # runs after this request has handed over its work
         if isinstance(result, Refusal):
-            raise self._refusal(result)
+            return self._counted(result)
         return Turn(result, ticket)
 
     async def _until(self, ticket: Ticket, waiter: _Waiter) -> Plan | Refusal:
@@ -151,7 +152,7 @@ class Line:
             wait_ms = self._queue.wait_ms(ticket, waiter.plan, self._clock())
             waiter.turn.set_result(refused(waiter.plan.query, wait_ms, wait_ms))
 
-    def _refusal(self, refusal: Refusal) -> ServeError:
+    def _counted(self, refusal: Refusal) -> Refusal:
         if refusal.code is Code.RESOURCE_EXHAUSTED:
             self._metrics.shed.labels(refusal.reason.value.lower()).inc()
-        return explain.refusal_error(refusal)
+        return refusal

@@ -228,6 +228,7 @@ def refusal_record(refusal: Refusal) -> dict[str, object]:
         "refused": refusal.reason.value,
         **_asked(refusal.query),
         "filtered": {str(name): count for name, count in refusal.removed.items()},
+        "wait_ms": None if refusal.wait_ms is None else round(refusal.wait_ms, 2),
         "candidates": [_scored(c) for c in refusal.choices],
     }
 

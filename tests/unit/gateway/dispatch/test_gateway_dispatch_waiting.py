@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -92,8 +93,13 @@ class SlotNodes:
         stream.put(SequenceOutput(key, index, 1, (index,), "t ", first_token=stamps))
 
 
-def rig_with(limits: AdmissionLimits = AdmissionLimits(), **nodes: Binding) -> tuple[Rig, SlotNodes]:  # noqa: B008
-    rig = Rig(in_flight=5000, limits=limits)
+def rig_with(
+    limits: AdmissionLimits = AdmissionLimits(),  # noqa: B008
+    *,
+    log_share: float = 0.0,
+    **nodes: Binding,
+) -> tuple[Rig, SlotNodes]:
+    rig = Rig(in_flight=5000, limits=limits, log_share=log_share)
     slots = SlotNodes(rig.fleet)
     rig.dispatcher._upstream = slots
     for node_id, binding in nodes.items():
@@ -271,6 +277,22 @@ async def test_a_node_with_fewer_slots_than_announced_gets_no_more_and_nothing_i
     await asyncio.gather(*tasks)
     assert not tally.refused
     assert len(slots.works) == 6
+
+
+async def test_who_is_refused_for_the_wait_is_logged_as_a_decision(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.decisions")
+    rig, _ = rig_with(log_share=1.0, n1=EDGE)
+    rig.fleet.heartbeat("n1", NodeLoad(running=4, pending_decode_tokens=4000))
+    tally = Tally()
+    waiting = [asyncio.create_task(tally.one(rig, ask(f"r-{n}", max_tokens=TOKENS))) for n in range(4)]
+    await asyncio.sleep(0.01)
+    await tally.one(rig, ask("hasty", max_tokens=TOKENS, remaining_ms=200.0))
+    (line,) = [vars(r) for r in caplog.records if getattr(r, "refused", None)]
+    assert (line["request_id"], line["refused"]) == ("hasty", "OVERLOADED")
+    assert line["wait_ms"] > 200.0
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_a_hard_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
