@@ -50,8 +50,9 @@ bench-%: python-there ## one benchmark, say bench-cancel; writes benchmarks/resu
 	@$(SETUP) dev models
 	@test -f benchmarks/bench_$(subst -,_,$*).py || { echo "no benchmark $*; there are:" \
 	    $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py)) >&2; exit 2; }
-	@[ "$(COMPILED)" != yes ] || $(SETUP) compiled || echo "the benchmark runs the routing code interpreted" >&2
-	@$(if $(filter yes,$(COMPILED)),PYTHONPATH=$(CURDIR)/.cache/compiled) $(BIN)/python -m benchmarks.bench_$(subst -,_,$*)
+	@if [ "$(COMPILED)" = yes ] && ! $(SETUP) compiled; then echo "the routing code runs interpreted" >&2; fi; \
+	if [ "$(COMPILED)" = yes ]; then PYTHONPATH="$$(readlink -e .cache/compiled/current)"; export PYTHONPATH; fi; \
+	exec $(BIN)/python -m benchmarks.bench_$(subst -,_,$*)
 
 clean: ## remove what make made here (built wheels and models stay in ~/.cache/tidegate)
 	rm -rf .venv .venv-proto .cache .coverage .coverage.* htmlcov build dist sdk/dist

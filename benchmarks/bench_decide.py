@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 
-from benchmarks.common import Row, compiled_row, percentile, row, run
+from benchmarks.common import Row, percentile, row, run
 from tidegate.routing.domain import (
     Analysis,
     Announcement,
@@ -189,7 +189,7 @@ async def measure() -> list[Row]:
     rows.append(row("p99 at 10,000 nodes over 1,000", tails[1] / tails[0], "times", bar=FLAT))
     same = percentile(same_us, 0.99) / percentile(same_us, 0.5)
     rows.append(row("p99 over p50 of a loop that does the same each time", same, "times"))
-    return [*rows, compiled_row()]
+    return rows
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.common import CannotMeasure, Row, compiled, compiled_row, row, run
+from benchmarks.common import CannotMeasure, Row, compiled, row, run
 from benchmarks.pieces import SIMULATED, Piece, Pieces
 from simulator.fleet import FleetSpec, load_fleet
 from simulator.report import report
@@ -127,8 +127,8 @@ def replicas(of: dict[str, Piece]) -> list[Row]:
 
 def played(wanted: list[Play], recorded: list[Recorded], for_s: float, more: str) -> dict[str, Piece]:
     """Ours depends on the routing code, the policies of the comparison on the simulator alone."""
-    # How fast it is simulated depends on it, nothing else.
-    ours = Pieces("trace-tidegate", for_s=for_s, more=f"{more} {compiled()}")
+    more = f"{more} {compiled()}"  # how fast it is simulated depends on it, nothing else
+    ours = Pieces("trace-tidegate", for_s=for_s, more=more)
     theirs = Pieces("trace-others", for_s=for_s, more=more, folders=SIMULATED[:1])
     of: dict[str, Piece] = {}
     for kept, mine in ((ours, True), (theirs, False)):
@@ -152,7 +152,7 @@ async def measure(limit: int | None, for_s: float) -> list[Row]:
     for policy in ("load-per-slot", "tidegate"):
         speed = of[f"{policy} at {RATES[0]}"]["speed"]
         rows.append(row(f"simulated per second, {policy}", speed, "requests/s", bar=SPEED, sense=">="))
-    return [*rows, compiled_row()]
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:

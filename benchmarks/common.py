@@ -112,7 +112,7 @@ async def _measured(measure: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.cancel)
     load = ForeignLoad()
     rows = await measure()
-    return [*rows, row("busy cores of others meanwhile", load.cores(), "cores")]
+    return [*rows, compiled_row(), row("busy cores of others meanwhile", load.cores(), "cores")]
 
 
 class ForeignLoad:

@@ -96,8 +96,12 @@ gateways = {json.dumps(gateways)}
                     raise ChildFailed(f"{ready} of {count} nodes were ready after {timeout_s:.0f} s")
                 await asyncio.sleep(0.2)
 
-    def spawn(self, name: str, command: list[str]) -> Child:
-        child = Child(name, command, self.folder / f"{name}.log", clean_environ())
+    def spawn(self, name: str, command: list[str], *, compiled: bool = False) -> Child:
+        """`compiled`: with the benchmark's own routing code, as gateways have it. Nodes run the sources."""
+        environ = clean_environ()
+        if not compiled:
+            environ.pop("PYTHONPATH", None)
+        child = Child(name, command, self.folder / f"{name}.log", environ)
         self.children[name] = child
         child.start()
         return child
@@ -105,7 +109,8 @@ gateways = {json.dumps(gateways)}
     def _spawn(self, name: str, config: str, module: str = "") -> Child:
         path = self.folder / f"{name}.toml"
         path.write_text(config, encoding="utf-8")
-        return self.spawn(name, python_module(module or name, "--config", str(path)))
+        command = python_module(module or name, "--config", str(path))
+        return self.spawn(name, command, compiled=name == "gateway")
 
 
 async def _accepts(port: int) -> bool:

@@ -1,7 +1,7 @@
 """llama.cpp's own programs, built from the very source that llama-cpp-python brings along.
 
 The source archive is the one whose hash stands in requirements/; everything lies outside the repository, in
-$TIDEGATE_CACHE or ~/.cache/tidegate, and is built once per release and CMAKE_ARGS.
+$TIDEGATE_CACHE or ~/.cache/tidegate, and is built once per release, CMAKE_ARGS and compiler flags.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.common import CannotMeasure
 from serving.engines.llama_cpp.bundled import cache_dir
+from tools.envsetup.engine_wheel import compiler_flags
 
 TARGETS = ("llama-server", "llama-bench", "llama-batched-bench")
 _LOCK_FILE = Path(__file__).resolve().parents[2] / "requirements" / "runtime.txt"
@@ -41,7 +42,8 @@ def llama_tools() -> Path:
     requirement = _locked_requirement()
     version = requirement.split("==")[1].split()[0]
     more = os.environ.get("CMAKE_ARGS", "").split()
-    suffix = f"-{hashlib.sha256(' '.join(more).encode()).hexdigest()[:8]}" if more else ""
+    settings = " ".join((*more, *compiler_flags().values()))
+    suffix = f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}" if settings else ""
     home = cache_dir() / "llama-tools" / f"llama-cpp-python-{version}{suffix}"
     programs = home / "build" / "bin"
     if all((programs / name).exists() for name in TARGETS):
@@ -95,7 +97,11 @@ def _build(home: Path, source: Path, more: Sequence[str]) -> None:
 def _run(command: list[str], log: Path) -> None:
     with log.open("a") as output:
         status = subprocess.run(
-            ["nice", "-n", "10", *command], stdout=output, stderr=subprocess.STDOUT, check=False
+            ["nice", "-n", "10", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env={**os.environ, **compiler_flags()},
         ).returncode
     if status:
         raise CannotMeasure(f"`{' '.join(command[:4])} ...` failed with {status}: see {log}")

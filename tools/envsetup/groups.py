@@ -12,7 +12,7 @@ from .venv import Venv, clean_environment
 NAMES = ("runtime", "dev", "proto", "models", "compiled")
 ROOT = Path(__file__).resolve().parents[2]
 _LOGS = ROOT / ".cache"
-# The tidegate package as the gateway's image holds it; put it on PYTHONPATH.
+# In it `current` is the tidegate package as the gateway's image holds it: resolved, it goes on PYTHONPATH.
 COMPILED = ROOT / ".cache" / "compiled"
 _LOADS_ENGINE = "import llama_cpp; llama_cpp.llama_backend_init()"
 _PREPARES_MODELS = (
@@ -116,16 +116,8 @@ def _prepare_models() -> None:
 
 
 def _prepare_compiled() -> None:
-    """Compiles the routing code into COMPILED unless it is what the sources make already. Needs `dev`."""
-    sdk, requirements = ROOT / "sdk", ROOT / "requirements"
-    wanted = compiled.digest(sdk, requirements)
-    if compiled.is_current(COMPILED, wanted):
-        return
+    """Compiles the routing code unless it is what the sources make already. Needs `dev`."""
+    lock = ROOT / "requirements" / "compile.txt"
     with engine_wheel.exclusive(_LOGS / "setup.lock", "another set-up of this checkout is running"):
-        if compiled.is_current(COMPILED, wanted):
-            return
-        # Gone before anything can fail: nobody shall run what the sources no longer say.
-        shutil.rmtree(COMPILED, ignore_errors=True)
-        preflight.check_extensions_build()
-        log = _LOGS / "setup-compiled.log"
-        compiled.build(Venv(ROOT / ".venv", _LOGS), sdk, COMPILED, wanted, log)
+        venv = Venv(ROOT / ".venv", _LOGS)
+        compiled.prepare(venv, ROOT / "sdk", lock, COMPILED, _LOGS / "setup-compiled.log")

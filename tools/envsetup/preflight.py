@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,17 +36,16 @@ def check_machine(root: Path, cache: Path, *, builds_engine: bool) -> None:
         raise Unmet(lines)
 
 
-def check_extensions_build() -> None:
-    """Raises Unmet with one line for each thing that building a Python extension lacks."""
-    lines = [*_compilers(), *_headers()]
+def check_extensions_build(include: Path) -> None:
+    """Raises Unmet with one line for each thing that building an extension with these headers lacks."""
+    lines = [*_compilers(), *_headers(include)]
     if lines:
         raise Unmet(lines)
 
 
-def _headers() -> Iterator[str]:
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        yield f"Python's headers are missing: apt-get install python{version}-dev"
+def _headers(include: Path) -> Iterator[str]:
+    if not (include / "Python.h").is_file():
+        yield f"Python's headers are missing in {include}: apt-get install {include.name}-dev"
 
 
 def _python() -> Iterator[str]:

@@ -93,7 +93,11 @@ class Venv:
 
 def clean_environment() -> dict[str, str]:
     """The caller's environment (with pip's own configuration) minus what would redirect the installation."""
-    environment = {name: value for name, value in os.environ.items() if name not in _REDIRECTING}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _REDIRECTING and not name.startswith("HATCH_")
+    }
     environment.update(
         PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONNOUSERSITE="1", PIP_USER="0"
     )

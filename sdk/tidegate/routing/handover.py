@@ -9,7 +9,6 @@ says anything that cannot be, is refused as a whole.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,9 +181,9 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _number(value: object, least: float = 0.0) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError("not a finite number")
-    if not least <= value <= _MAX_NUMBER:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError("not a number")
+    if not least <= value <= _MAX_NUMBER:  # nor is NaN; isfinite() would fail on an int beyond all floats
         raise ValueError("out of range")
     return float(value)
 

@@ -15,7 +15,7 @@ from tidegate.routing.observation import Observation
 from tidegate.routing.odds import JointOdds, Odds
 from tidegate.routing.prediction import Prediction
 from tidegate.routing.regression import Regression
-from tidegate.routing.residuals import ENOUGH, REGIMES, Residuals, odds_of
+from tidegate.routing.residuals import ENOUGH, REGIMES, Residuals, Scored, odds_of
 
 # Of every way to a node and back this much is taken to be there beside the round trip.
 NETWORK_BASE_MS = 10.0
@@ -38,9 +38,6 @@ _LATE_STRENGTH = 0.7
 _MAX_LATE = 4.0
 # More ratios than this are lost when a node changes; these are the newest, of the change itself.
 _KEPT_AFTER_CHANGE = ENOUGH + 1
-
-Scored = tuple[Odds, float, float, float]
-
 
 # What a node's load and all that is known of it let expect of any request, in milliseconds: see look_at().
 Outlook = tuple[

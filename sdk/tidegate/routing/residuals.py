@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from tidegate.routing.odds import PRIOR, JointOdds, Odds, SampledJoint, SampledTtft, TtftOdds, quantile
 
@@ -124,10 +125,17 @@ class Residuals:
         self.joint = JointResiduals()
 
 
-def odds_of(
-    of_ttft: Iterable[Residuals], of_joint: Iterable[Residuals], regime: int
-) -> tuple[Odds, float, float, float]:
-    """The odds of the first of each that knows enough, and medians of TTFT, per-token time and total."""
+class Scored(NamedTuple):
+    """Odds, and the medians of TTFT, per-token time and total as ratios to the raw predictions."""
+
+    odds: Odds
+    of_ttft: float
+    of_tpot: float
+    of_total: float
+
+
+def odds_of(of_ttft: Iterable[Residuals], of_joint: Iterable[Residuals], regime: int) -> Scored:
+    """By the first of each that knows enough."""
     ttft = next((pool.ttft[regime] for pool in of_ttft if pool.ttft[regime].odds is not None), None)
     joint = next((pool.joint for pool in of_joint if pool.joint.odds is not None), None)
     odds = Odds(
@@ -135,4 +143,4 @@ def odds_of(
         PRIOR.joint if joint is None or joint.odds is None else joint.odds,
     )
     tpot, total = (1.0, 1.0) if joint is None else joint.medians
-    return odds, 1.0 if ttft is None else ttft.median, tpot, total
+    return Scored(odds, 1.0 if ttft is None else ttft.median, tpot, total)

@@ -19,6 +19,7 @@ from serving.engines.llama_cpp.process import child_environment
 
 Progress = Callable[[str], None]
 _SHOWN_STEP = 0.1
+_WITHOUT_AMX = "-U__AMX_INT8__"
 
 
 def run_task(module: str, task: dict[str, Any], what: str, progress: Progress) -> Any:
@@ -53,7 +54,10 @@ def _follow(process: subprocess.Popen[bytes], what: str, progress: Progress) -> 
         how = f"signal {-status}" if status < 0 else f"status {status}"
         why = "the source file may be damaged"
         if status == -signal.SIGILL:
-            why = "llama.cpp was built for another processor than this one: build it here"
+            why = (
+                "llama.cpp has an instruction that this processor refuses: build it here, and if it was, "
+                f"with CFLAGS and CXXFLAGS={_WITHOUT_AMX} (some compilers break its AMX code)"
+            )
         raise EngineUnavailable(f"{what} crashed ({how}); {why}")
     if "refused" in outcome:
         raise EngineUnavailable(f"{what} failed: {outcome['refused']}")

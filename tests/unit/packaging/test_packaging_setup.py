@@ -61,16 +61,16 @@ class TestPreflight:
         monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
         assert self.lines(tmp_path) == ["cmake is too old (version 3.18), at least 3.21 is needed: update it"]
 
-    def test_python_headers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "Python.h").write_text("")
-        monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
-        preflight.check_extensions_build()
-        (tmp_path / "Python.h").unlink()
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    def test_python_headers(self, tmp_path: Path) -> None:
+        include = tmp_path / "python3.11"
+        include.mkdir()
+        (include / "Python.h").write_text("")
+        preflight.check_extensions_build(include)
+        (include / "Python.h").unlink()
         with pytest.raises(
-            preflight.Unmet, match=f"headers are missing: apt-get install python{version}-dev"
+            preflight.Unmet, match=r"headers are missing in .*: apt-get install python3.11-dev"
         ):
-            preflight.check_extensions_build()
+            preflight.check_extensions_build(include)
 
     def test_disk_and_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(preflight, "DISK_NEEDED_GB", 1e6)
@@ -230,10 +230,12 @@ class TestVenv:
     def test_redirections_do_not_reach_pip(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PIP_TARGET", "/elsewhere")
         monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+        monkeypatch.setenv("HATCH_BUILD_HOOK_ENABLE_MYPYC", "true")
         monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
         environment = clean_environment()
         assert "PIP_TARGET" not in environment
         assert "PYTHONPATH" not in environment
+        assert "HATCH_BUILD_HOOK_ENABLE_MYPYC" not in environment
         assert environment["PIP_FIND_LINKS"] == "/wheels"
 
 

@@ -95,6 +95,8 @@ def _broken(change: Any) -> str:
         lambda d: d["step"]["theta"].__setitem__(0, "1"),
         lambda d: d["step"]["theta"].__setitem__(0, float("nan")),
         lambda d: d["queue"].update(spread=float("inf")),
+        lambda d: d["queue"].update(spread=10**400),
+        lambda d: d.update(seen=10**400),
         lambda d: d.update(node=7),
         lambda d: d.update(node="n" * 1000),
         lambda d: d.update(ttft=[[1.0]]),

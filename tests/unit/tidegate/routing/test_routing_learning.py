@@ -290,6 +290,21 @@ def test_an_observation_is_of_an_attempt_that_ended_unless_it_says_otherwise() -
     assert Observation("n", "d", "m", "c", ask(LearnedLatency())).stage is Stage.ENDED
 
 
+def test_nodes_that_know_no_better_share_the_object_of_their_class() -> None:
+    """What thousands of nodes have in common lies in one place, however few of them are looked at."""
+    pool = Knowledge()
+    nodes = [Knowledge(pool) for _ in range(3)]
+    for _ in range(30):
+        pool.residuals.joint.add((1.0, 1.5, 1.5), True, True)
+    assert all(node.scored(IDLE) is pool.scored(IDLE) for node in nodes)
+    for _ in range(30):
+        nodes[0].residuals.ttft[IDLE].add(2.0, False)
+    own = Knowledge(pool)
+    own.residuals = nodes[0].residuals
+    assert own.scored(IDLE) is own.scored(IDLE) is not pool.scored(IDLE)
+    assert (own.scored(IDLE).of_ttft, own.scored(IDLE).of_total) == (2.0, 1.5)
+
+
 def test_how_answers_went_on_beside_a_crowd_is_not_kept_against_the_node_alone() -> None:
     """Total times of a crowded node missed by 3; of its class, which has more nodes, they do not."""
     pool = Knowledge()

@@ -32,7 +32,7 @@ def test_what_it_answers(child: Path) -> None:
     [
         (
             "os.kill(os.getpid(), 4)",
-            "crashed (signal 4); llama.cpp was built for another processor than this",
+            "crashed (signal 4); llama.cpp has an instruction that this processor refuses",
         ),
         ("os.kill(os.getpid(), 11)", "crashed (signal 11); the source file may be damaged"),
         ("os._exit(3)", "crashed (status 3); the source file may be damaged"),
