@@ -12,6 +12,7 @@ from gateway.dispatch.admission import Admission
 from gateway.dispatch.attempt import Attempt, AttemptOutcome, StallLimits, Upstream
 from gateway.dispatch.audit import Audit
 from gateway.dispatch.caller import Client
+from gateway.dispatch.deciding import Decider
 from gateway.dispatch.errors import RETRYABLE, SUSPICIOUS, deadline_error, failure_error
 from gateway.dispatch.facts import Facts
 from gateway.dispatch.intake import Intake
@@ -36,17 +37,14 @@ from tidegate.routing.domain import (
     InputKind,
     Restarted,
     Route,
-    RouteQuery,
     SequenceOutput,
     ServeError,
     SessionHint,
     Snapshot,
     Work,
 )
-from tidegate.routing.exploring import explored
 from tidegate.routing.herding import most_ahead
 from tidegate.routing.latency import LatencyModel
-from tidegate.routing.naming import first_that_serves
 from tidegate.routing.plan import Choice, Plan, Refusal
 from tidegate.routing.policy import Policy
 from tidegate.routing.quality import QualityModel, RankedQuality
@@ -112,29 +110,39 @@ class Dispatcher:
         self._intake = intake
         self._sessions = sessions
         self._audit = Audit(classes, log)
-        self._policy = policy
-        self._model = model
         self._facts = facts
         self._metrics = metrics
-        self._log = log
         self._admission = admission
         self._line = line
         self._options = options
         self._clock = clock
-        self._rng = rng
         self._new_token = new_token
         self._resume_tokens = resume_tokens
         self._outcomes = outcomes or Outcomes()
-        self._quality_of = quality_of
         self._ranked_of = ranked_of
+        self._decider = Decider(
+            fleet=fleet,
+            policy=policy,
+            model=model,
+            facts=facts,
+            metrics=metrics,
+            audit=self._audit,
+            log=log,
+            clock=clock,
+            rng=rng,
+            quality_of=quality_of,
+            waits=lambda: line.is_open,
+            explored_share=options.explored_share,
+            log_share=options.log_share,
+        )
         self._shadows = Shadows(
-            self._route_query, self._attempt, self._audit.decided, facts, metrics, log, clock, self._paired
+            self._decider.ask, self._attempt, self._audit.decided, facts, metrics, log, clock, self._paired
         )
 
     def explain(self, request: GenerateRequest, client: Client) -> Decision:
         """The decision for this request now, and nothing else. Raises ServeError for bad input."""
         started_s = self._clock()
-        result = self._route(self._intake.begin(request, client), frozenset())
+        result = self._decider.look(self._intake.begin(request, client), frozenset())
         return Decision(result, (self._clock() - started_s) * 1000)
 
     def route(self, request: GenerateRequest, client: Client) -> tuple[Route, float]:
@@ -148,7 +156,7 @@ class Dispatcher:
         except ServeError:
             self._audit.turned_away(request, client, self._intake.session_class(request, client))
             raise
-        result = self._route(run, frozenset())
+        result = self._decider.look(run, frozenset())
         taken_s = self._clock() - started_s
         self._metrics.decision.observe(taken_s)
         if isinstance(result, Refusal):
@@ -222,7 +230,7 @@ class Dispatcher:
             attempt = self._attempt(run, plan)
             attempt.open()
             self._facts.began(choice, attempt)
-            self._note_route(run, plan, decision_ms)
+            self._decider.routed(run, plan, decision_ms)
             try:
                 opened = run.request.early_accept
                 if not opened:
@@ -263,77 +271,28 @@ class Dispatcher:
     def _decide(
         self, run: RequestRun, tried: frozenset[str], full: frozenset[str], failed: ServeError | None
     ) -> tuple[Plan, float]:
-        """Raises ServeError when no node will do, or the earlier attempt's failure when none is left.
-
-        Those that were `full` come last: they have tried nothing, and can be waited for.
-        """
-        started_s = self._clock()
-        if run.deadline_s is not None and started_s >= run.deadline_s:
+        """The plan, and the ms it took. Raises ServeError when no node will do, or the earlier attempt's
+        failure when none is left."""
+        if run.deadline_s is not None and self._clock() >= run.deadline_s:
             self._audit.decided(run, "refused", None)
             raise deadline_error()
-        result = self._route(run, tried | full)
-        if full and isinstance(result, Refusal) and self._line.is_open:
-            result = self._route(run, tried)
-        if isinstance(result, Plan):
-            result = explored(result, self._rng, self._options.explored_share)
-        taken_s = self._clock() - started_s
-        self._metrics.decision.observe(taken_s)
+        result, decision_ms = self._decider.decide(run, tried, full)
         if isinstance(result, Refusal):
-            self._note_refusal(run, result)
+            self._decider.refused(run, result)
             raise failed or explain.refusal_error(result)
-        return result, taken_s * 1000
+        return result, decision_ms
 
     async def _turn(self, run: RequestRun, plan: Plan, tried: frozenset[str]) -> Turn:
         """Waits for room on a node that will do. Raises ServeError where that cannot be in time."""
         started_s = self._clock()
         try:
-            turn = await self._line.turn(plan, run.deadline_s, partial(self._route, run, tried))
+            turn = await self._line.turn(plan, run.deadline_s, partial(self._decider.look, run, tried))
         finally:
             run.row.waited_ms += (self._clock() - started_s) * 1000
         if isinstance(turn, Refusal):
-            self._note_refusal(run, turn)
+            self._decider.refused(run, turn)
             raise explain.refusal_error(turn)
         return turn
-
-    def _route(self, run: RequestRun, tried: frozenset[str]) -> Plan | Refusal:
-        query = replace(
-            run.query,
-            excluded=tried,
-            elapsed_ms=(self._clock() - run.arrived_s) * 1000,
-            margins=self._facts.margins.of(run.query),
-            longest_ms=self._facts.crowding.longest_ms(run.query.model),
-        )
-        if len(run.resolved.targets) == 1:
-            return self._route_query(query)
-        return first_that_serves(run.resolved, query, self._route_crowded)
-
-    def _route_crowded(self, query: RouteQuery) -> Plan | Refusal:
-        """One of several targets: what is learned is kept by model."""
-        return self._route_query(replace(query, longest_ms=self._facts.crowding.longest_ms(query.model)))
-
-    def _route_query(self, query: RouteQuery) -> Plan | Refusal:
-        snapshot = self._fleet.snapshot()
-        return self._policy.route(snapshot, query, self._model, self._rng, self._quality_of(snapshot))
-
-    def _note_route(self, run: RequestRun, plan: Plan, decision_ms: float) -> None:
-        self._facts.crowding.decided(plan)
-        row, choice = run.row, plan.first
-        row.node, row.tier = choice.node.announcement.name, choice.node.binding.tier.value
-        row.predicted_ttft_ms, row.decision_ms = choice.prediction.ttft_ms, decision_ms
-        row.predicted_ttft_p95_ms = choice.prediction.ttft_p95_ms
-        row.at_risk, row.cost_per_mtoken = not choice.qualified, choice.cost_per_mtoken
-        if self._is_logged():
-            self._log.decision(run.request.request_id, explain.record(plan))
-
-    def _note_refusal(self, run: RequestRun, refusal: Refusal) -> None:
-        self._audit.decided(run, "refused", None)
-        if self._is_logged():
-            self._log.decision(run.request.request_id, explain.refusal_record(refusal))
-
-    def _is_logged(self) -> bool:
-        """Draws whether a decision is among those that are logged."""
-        share = self._options.log_share
-        return share > 0.0 and self._rng() < share
 
     def _attempt(self, run: RequestRun, plan: Plan) -> Attempt:
         choice = plan.first

@@ -172,7 +172,7 @@ async def test_a_defect_is_counted_as_one_and_leaves_nothing_behind() -> None:
         def route(self, *args: object) -> None:
             raise ZeroDivisionError
 
-    rig.dispatcher._policy = Broken()  # type: ignore[assignment]
+    rig.dispatcher._decider._policy = Broken()  # type: ignore[assignment]
     with pytest.raises(ZeroDivisionError):
         await rig.run(ask())
     assert rig.count("tidegate_requests_total", tier="none", code="internal", reason="") == 1

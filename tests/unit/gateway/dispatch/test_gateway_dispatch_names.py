@@ -103,7 +103,7 @@ async def test_a_sampled_decision_is_logged_with_its_candidates_and_nothing_of_t
     caplog.set_level("INFO", "gateway.decisions")
     await rig.run(ask(model="one"))
     assert not [r for r in caplog.records if r.name == "gateway.decisions"]  # the default: none
-    rig.dispatcher._options = replace(rig.dispatcher._options, log_share=0.5)
+    rig.dispatcher._decider._log_share = 0.5
     await rig.run(ask("r2", model="one"))
     (line,) = [r.__dict__ for r in caplog.records if r.name == "gateway.decisions"]
     assert (line["request_id"], line["named"], line["filtered"]) == ("r2", '"one"', {"model": 1})
