@@ -99,13 +99,16 @@ def test_a_benchmark_told_to_end_cleans_up(capsys: pytest.CaptureFixture[str]) -
     assert cleaned
 
 
-def test_results_carry_the_foreign_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(common, "publish", lambda name, rows: len(rows))
+def test_results_say_what_else_ran_and_whether_routing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Row] = []
+    monkeypatch.setattr(common, "publish", lambda name, rows: told.extend(rows) or 0)
 
     async def measure() -> list[Row]:
         return [row("one", 1, "ms")]
 
-    assert run("sample", measure) == 2
+    assert run("sample", measure) == 0
+    assert [r.name for r in told] == ["one", "routing code compiled", "busy cores of others meanwhile"]
+    assert told[1].value == 0.0  # tests run the sources
 
 
 def test_cpu_time_counts_children_until_and_after_they_end() -> None:

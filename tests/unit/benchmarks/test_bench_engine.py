@@ -84,23 +84,41 @@ def test_the_source_is_the_locked_one() -> None:
     assert "--hash=sha256:" in requirement
 
 
-def test_built_tools_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What would be run to build the tools; their source is there already."""
+    found: list[list[str]] = []
     monkeypatch.setenv("TIDEGATE_CACHE", str(tmp_path))
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    monkeypatch.setattr(tools, "compiler_flags", dict)
+    monkeypatch.setattr(tools, "_run", lambda command, log: found.append(command))
+    monkeypatch.setattr(tools, "_source", lambda home, requirement: home / "source")
+    monkeypatch.setattr(tools.shutil, "which", lambda program: f"/usr/bin/{program}")
+    return found
+
+
+def test_built_tools_are_taken_as_they_are(tmp_path: Path, commands: list[list[str]]) -> None:
     version = tools._locked_requirement().split("==")[1].split()[0]
     programs = tmp_path / "llama-tools" / f"llama-cpp-python-{version}" / "build" / "bin"
     programs.mkdir(parents=True)
     for name in tools.TARGETS:
         (programs / name).touch()
-    monkeypatch.delenv("CMAKE_ARGS", raising=False)
     assert tools.llama_tools() == programs
+    assert commands == []
 
 
-def test_tools_for_other_hardware_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIDEGATE_CACHE", str(tmp_path))
-    commands: list[list[str]] = []
-    monkeypatch.setattr(tools, "_run", lambda command, log: commands.append(command))
-    monkeypatch.setattr(tools, "_source", lambda home, requirement: home / "source")
-    monkeypatch.setattr(tools.shutil, "which", lambda program: f"/usr/bin/{program}")
+def test_tools_with_other_compiler_flags_lie_apart(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tools.llama_tools()
+    monkeypatch.setattr(tools, "compiler_flags", lambda: {"CXXFLAGS": "-U__AMX_INT8__"})
+    assert tools.llama_tools() != plain
+    assert len(commands) == 4  # configured and built, twice
+
+
+def test_tools_for_other_hardware_lie_apart(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     homes = []
     for options in ("", "-DGGML_CUDA=ON", "-DGGML_VULKAN=ON"):
         monkeypatch.setenv("CMAKE_ARGS", options)
